@@ -1,0 +1,230 @@
+"""
+mozilla-django-oidc's backend made stricter: tokens verified in full, users found by issuer and
+subject, grants kept.
+
+A site that wants to shape users subclasses ``EverifinBackend`` and names its class in
+AUTHENTICATION_BACKENDS; the hooks are the ones mozilla-django-oidc documents:
+``create_user(claims)``, ``update_user(user, claims)``, ``get_username(claims)`` and
+``verify_claims(claims)``, which refuses a login by returning False.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.backends import ModelBackend
+from django.core.exceptions import ImproperlyConfigured, SuspiciousOperation
+from django.db import transaction
+from django.http import HttpRequest
+from django.utils.module_loading import import_string
+from django.views.decorators.debug import sensitive_variables
+from mozilla_django_oidc.auth import OIDCAuthenticationBackend
+
+from everifin_django import identity, oauth, revocation, tokens
+from everifin_django.conf import conf
+from everifin_django.crypto import Place, seal
+from everifin_django.exceptions import APIError, IdentityTakenError, LoginError
+from everifin_django.flows import Flow
+from everifin_django.identity import Claims, Identity
+from everifin_django.oauth import TokenSet
+from everifin_django.secret import Secret
+
+logger = logging.getLogger(__name__)
+
+OIDC_ANSWERS: Mapping[str, Callable[[], Any]] = {
+    "OIDC_OP_AUTHORIZATION_ENDPOINT": lambda: conf.endpoint("auth"),
+    "OIDC_OP_TOKEN_ENDPOINT": lambda: conf.endpoint("token"),
+    "OIDC_OP_USER_ENDPOINT": lambda: conf.endpoint("userinfo"),
+    "OIDC_OP_JWKS_ENDPOINT": lambda: conf.endpoint("certs"),
+    "OIDC_RP_CLIENT_ID": lambda: conf.client_id,
+    "OIDC_RP_CLIENT_SECRET": lambda: conf.client_secret,
+    "OIDC_RP_SIGN_ALGO": lambda: "RS256",
+    "OIDC_RP_IDP_SIGN_KEY": lambda: None,
+    "OIDC_RP_SCOPES": lambda: conf.scopes,
+    "OIDC_AUTHENTICATION_CALLBACK_URL": lambda: "everifin_django:callback",
+    "OIDC_REDIRECT_FIELD_NAME": lambda: "next",
+    "OIDC_USE_NONCE": lambda: True,
+    "OIDC_USE_PKCE": lambda: conf.use_pkce,
+    "OIDC_PKCE_CODE_CHALLENGE_METHOD": lambda: "S256",
+    "OIDC_PKCE_CODE_VERIFIER_SIZE": lambda: 64,
+    # 62 kinds of characters: 43 of them are 256 bits.
+    "OIDC_STATE_SIZE": lambda: 43,
+    "OIDC_NONCE_SIZE": lambda: 43,
+    "OIDC_CREATE_USER": lambda: conf.create_users,
+}
+"""
+What mozilla-django-oidc asks its settings for, answered from ours: a site's own OIDC_* settings
+belong to another login.
+"""
+
+
+def oidc_setting(name: str, *default: Any) -> Any:
+    """
+    Answer mozilla-django-oidc's ``get_settings`` hook. Errors: ImproperlyConfigured for a name we
+    do not know.
+    """
+    if name in OIDC_ANSWERS:
+        return OIDC_ANSWERS[name]()
+    raise ImproperlyConfigured(f"everifin_django has no answer for {name}.")
+
+
+class HiddenClaims(dict[str, Any]):
+    """What an ID token says about a person; a report that captures local variables shows none."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} claims>"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """
+    What a login code was exchanged for. *claims* are those of the verified ID token, None if there
+    was none.
+    """
+
+    tokens: TokenSet
+    identity: Identity | None = field(repr=False)
+    claims: Claims | None = field(repr=False)
+
+
+class EverifinBackend(OIDCAuthenticationBackend):
+    """Logs in the user to whom an Everifin identity belongs."""
+
+    path = "everifin_django.backends.EverifinBackend"
+    """How AUTHENTICATION_BACKENDS names the class: the session of who logs in refers to it so."""
+
+    get_settings = staticmethod(oidc_setting)
+    # mozilla-django-oidc's own finds deactivated users too.
+    get_user = ModelBackend.get_user
+
+    def redeem(self, code: Secret, flow: Flow) -> Grant:
+        """
+        Return the grant for a login code: tokens, and whose they are.
+
+        One request while the signing keys are cached; without an ID token up to one more. A grant
+        that is not believed is ended at Everifin.
+
+        Errors: LoginError, RefusedError, UnavailableError.
+        """
+        # The keys prove themselves before the code is spent: a grant that cannot be sealed could
+        # not even be ended.
+        seal(Secret(""), Place("", "", "refresh"))
+        granted = oauth.exchange_code(
+            code, redirect_uri=flow.redirect_uri, code_verifier=flow.verifier
+        )
+        try:
+            if granted.id is None:
+                return Grant(granted, _identity_without_id_token(granted), None)
+            claims = identity.verify_id_token(
+                granted.id,
+                nonce=flow.nonce,
+                access_token=granted.access,
+                started_at=flow.started_at,
+            )
+        except BaseException:
+            revocation.reject(granted, "login_failed")
+            raise
+        claims = HiddenClaims(claims)
+        session_id = granted.session_id or str(claims.get("sid", ""))[:255]
+        return Grant(replace(granted, session_id=session_id), identity.identity_of(claims), claims)
+
+    @sensitive_variables()
+    def authenticate(self, request: HttpRequest | None, *, everifin_grant: Grant) -> Any:
+        """
+        Return the user whom the grant's identity belongs to, with the grant stored; None if there
+        is and shall be none.
+
+        Django calls this for no credentials but ours, so another login's code is never taken for
+        Everifin's.
+        Errors: LoginError for a user who is not active, or without an ID token.
+        """
+        if everifin_grant.claims is None:
+            logger.error(
+                "Everifin gave no ID token, and without one nobody can be logged in. "
+                "Does EVERIFIN_SCOPES ask for openid?"
+            )
+            raise LoginError("no_id_token")
+        self.request = request
+        try:
+            return self._log_in(everifin_grant.claims, everifin_grant)
+        except IdentityTakenError:
+            # The same person's first login, twice at once: the other one has just made the user.
+            return self._log_in(everifin_grant.claims, everifin_grant)
+
+    def _log_in(self, claims: Claims, grant: Grant) -> Any:
+        with transaction.atomic():
+            try:
+                user = self.get_or_create_user(None, None, claims)
+            except SuspiciousOperation:
+                # mozilla-django-oidc's way to say that verify_claims returned False.
+                logger.warning("A login with Everifin was refused by this site's verify_claims.")
+                user = None
+            if user is None:
+                return None
+            if not self.user_can_authenticate(user):
+                raise LoginError("user_inactive")
+            tokens.keep(user, grant.tokens, grant.identity)
+        return user
+
+    def get_userinfo(self, access_token: Any, id_token: Any, payload: Claims) -> Claims:
+        """The verified ID token says enough, so UserInfo is not asked."""
+        return payload
+
+    def verify_claims(self, claims: Claims) -> bool:
+        return True
+
+    def describe_user_by_claims(self, claims: Claims) -> str:
+        return "this Everifin account"
+
+    def filter_users_by_claims(self, claims: Claims) -> Any:
+        """
+        Find the user by issuer and subject. An e-mail address is no proof of being somebody here.
+        """
+        return self.UserModel._default_manager.filter(
+            bank_token__identity_digest=identity.identity_of(claims).digest
+        )
+
+    def create_user(self, claims: Claims) -> Any:
+        """Create a user without a password; the e-mail address only if Everifin has verified it."""
+        email = claims.get("email") if claims.get("email_verified") is True else None
+        return super().create_user(HiddenClaims(claims, email=email or ""))
+
+    def get_username(self, claims: Claims) -> str:
+        """A name nobody has: usernames are often shown, so nothing of the person goes into it."""
+        return f"everifin-{secrets.token_hex(8)}"
+
+
+def login_backend() -> EverifinBackend | None:
+    """
+    Return the backend that logs users in here: the first of ours in AUTHENTICATION_BACKENDS, None
+    without one.
+    """
+    for path in filter(is_ours, settings.AUTHENTICATION_BACKENDS):
+        backend: EverifinBackend = import_string(path)()
+        backend.path = path
+        return backend
+    return None
+
+
+def is_ours(backend_path: str) -> bool:
+    """Is the class that *backend_path* names EverifinBackend, or made from it?"""
+    backend = import_string(backend_path)
+    return isinstance(backend, type) and issubclass(backend, EverifinBackend)
+
+
+def _identity_without_id_token(granted: TokenSet) -> Identity | None:
+    """
+    Whose tokens these are, as far as it can be known: by UserInfo, else by an access token that is
+    a JWT.
+    """
+    if "openid" in granted.scope.split():
+        try:
+            return Identity(conf.issuer, identity.fetch_userinfo(granted.access)["sub"])
+        except APIError:
+            pass
+    return identity.subject_of_access_token(granted.access)

@@ -1,0 +1,344 @@
+"""
+Every setting, one typed property each, read at the moment of use.
+
+Nothing is cached, so ``override_settings`` works and a changed setting counts at once. A value of
+the wrong kind is ``ImproperlyConfigured``, whose message names the setting and never shows the
+value. README lists each with type, default and meaning; a name beginning ``EVERIFIN_`` that is not
+here earns a warning from the system checks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from string import Formatter
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+T = TypeVar("T")
+
+DEFAULT_API_PATHS: Mapping[str, str] = {
+    "accounts": "/v1/bank-accounts",
+    "account": "/v1/bank-accounts/{account_id}",
+    "transactions": "/v1/bank-accounts/{account_id}/transactions",
+    "transaction": "/v1/bank-accounts/{account_id}/transactions/{transaction_id}",
+    "banks": "/v1/banks",
+}
+"""
+Paths that Everifin does not publish: inferred from the resource names in its error samples, so a
+site can correct them with EVERIFIN_API_PATHS.
+"""
+
+MAX_SECONDS = 60
+"""The upper bound of every timeout, so that no setting can hold a worker for minutes."""
+
+MAX_PROXIES = 10
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+REALM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,254}")
+
+
+def is_secure(url: str) -> bool:
+    """Is *url* https, or plain http to this very machine (the sandbox)?"""
+    return _scheme_and_host(url)[0] == "https" or is_plain_loopback(url)
+
+
+def is_plain_loopback(url: str) -> bool:
+    """Is *url* plain http to this very machine?"""
+    scheme, host = _scheme_and_host(url)
+    return scheme == "http" and host in LOOPBACK_HOSTS
+
+
+def _scheme_and_host(url: str) -> tuple[str, str]:
+    """Both empty if *url* is none, or names no host."""
+    try:
+        parts = urlsplit(url)
+        is_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_whole = False
+    return (parts.scheme, parts.hostname or "") if is_whole else ("", "")
+
+
+class Conf:
+    # The three a site must give.
+
+    @property
+    def client_id(self) -> str:
+        return self._from_everifin("EVERIFIN_CLIENT_ID")
+
+    @property
+    def client_secret(self) -> str:
+        return self._from_everifin("EVERIFIN_CLIENT_SECRET")
+
+    @property
+    def encryption_keys(self) -> Sequence[str]:
+        """Newest first; what each spells is read by ``crypto``."""
+        unset: Sequence[str] = ()
+        return self._read(
+            "EVERIFIN_ENCRYPTION_KEYS",
+            unset,
+            lambda keys: isinstance(keys, list | tuple) and keys,
+            "must be a list of keys, newest first. `manage.py everifin_new_key` prints one.",
+        )
+
+    # Where Everifin is.
+
+    @property
+    def idp_url(self) -> str:
+        return self._base_url("EVERIFIN_IDP_URL", "https://app.everifin.com")
+
+    @property
+    def realm(self) -> str:
+        return self._read(
+            "EVERIFIN_REALM",
+            "everifin_app",
+            lambda realm: isinstance(realm, str) and REALM.fullmatch(realm) is not None,
+            "must be the name that Everifin gives you: letters, digits, '.', '_', '~' and '-'.",
+        )
+
+    @property
+    def issuer(self) -> str:
+        """Compared byte by byte, so it is taken as it is written."""
+        given = self._address("EVERIFIN_ISSUER")
+        return given or f"{self.idp_url}/auth/realms/{self.realm}"
+
+    @property
+    def api_url(self) -> str:
+        return self._base_url("EVERIFIN_API_URL", "https://api.everifin.com")
+
+    @property
+    def api_paths(self) -> Mapping[str, str]:
+        none: Mapping[str, str] = {}
+        corrections = self._read(
+            "EVERIFIN_API_PATHS", none, _maps_texts, "must be a dict of names and paths."
+        )
+        for name, path in corrections.items():
+            if name not in DEFAULT_API_PATHS:
+                raise ImproperlyConfigured(
+                    f"EVERIFIN_API_PATHS has a path for {name!r}. "
+                    f"There are: {', '.join(DEFAULT_API_PATHS)}."
+                )
+            if not _is_path_like(path, DEFAULT_API_PATHS[name]):
+                raise ImproperlyConfigured(
+                    f"EVERIFIN_API_PATHS has a path for {name!r} that cannot be filled in. "
+                    f"It must begin with '/' and have the same names in braces "
+                    f"as {DEFAULT_API_PATHS[name]}."
+                )
+        return {**DEFAULT_API_PATHS, **corrections}
+
+    def endpoint(self, name: str) -> str:
+        """
+        Return the URL of the identity provider's endpoint *name*: auth, token, logout, certs or
+        userinfo.
+
+        Source: Everifin documents auth and token literally; the others are Keycloak's siblings of
+        them (inferred).
+        """
+        return f"{self.idp_url}/auth/realms/{self.realm}/protocol/openid-connect/{name}"
+
+    # The login.
+
+    @property
+    def scopes(self) -> str:
+        return self._read(
+            "EVERIFIN_SCOPES",
+            "openid ais",
+            lambda scopes: isinstance(scopes, str) and _is_plain(scopes) and scopes.split(),
+            'must be a text of scopes with spaces between them, such as "openid ais".',
+        )
+
+    @property
+    def use_pkce(self) -> bool:
+        return self._flag("EVERIFIN_USE_PKCE", default=True)
+
+    @property
+    def client_auth(self) -> str:
+        """
+        How the client shows its secret to the token endpoint: "body", as Everifin documents, or
+        "basic".
+        """
+        return self._read(
+            "EVERIFIN_CLIENT_AUTH",
+            "body",
+            lambda way: isinstance(way, str) and way in {"body", "basic"},
+            'must be "body" or "basic".',
+        )
+
+    @property
+    def redirect_uri(self) -> str | None:
+        return self._address("EVERIFIN_REDIRECT_URI")
+
+    @property
+    def create_users(self) -> bool:
+        return self._flag("EVERIFIN_CREATE_USERS", default=True)
+
+    # Time.
+
+    @property
+    def timeout_seconds(self) -> float:
+        """For a connection to come about."""
+        return self._seconds("EVERIFIN_TIMEOUT_SECONDS", 3)
+
+    @property
+    def deadline_seconds(self) -> float:
+        """For a whole call, all its tries included."""
+        return self._seconds("EVERIFIN_DEADLINE_SECONDS", 10)
+
+    @property
+    def refresh_margin_seconds(self) -> float:
+        """How long before its expiry an access token is refreshed, at most."""
+        return self._seconds("EVERIFIN_REFRESH_MARGIN_SECONDS", 60)
+
+    # The middleware.
+
+    @property
+    def refresh_every_view(self) -> bool:
+        return self._flag("EVERIFIN_REFRESH_EVERY_VIEW", default=False)
+
+    @property
+    def trusted_proxies(self) -> int:
+        """
+        How many reverse proxies of the site append to X-Forwarded-For; 0 takes the peer's own
+        address.
+        """
+        return self._read(
+            "EVERIFIN_TRUSTED_PROXIES",
+            0,
+            lambda number: type(number) is int and 0 <= number <= MAX_PROXIES,
+            f"must be a whole number from 0 to {MAX_PROXIES}.",
+        )
+
+    # The network.
+
+    @property
+    def ca_bundle(self) -> str | None:
+        """The file or directory of certificates to trust instead of the ones requests brings."""
+        unset: str | Path | None = None
+        path = self._read(
+            "EVERIFIN_CA_BUNDLE",
+            unset,
+            lambda path: _is_unset(path) or (isinstance(path, str | Path) and Path(path).exists()),
+            "must name a file or directory of certificates that exists.",
+        )
+        return str(path) if path else None
+
+    @property
+    def proxies(self) -> Mapping[str, str]:
+        """The proxy for each scheme of an address, as requests takes them; none by default."""
+        none: Mapping[str, str] = {}
+        return self._read(
+            "EVERIFIN_PROXIES",
+            none,
+            lambda proxies: _maps_texts(proxies) and all(map(_is_web_proxy, proxies.values())),
+            'must be a dict such as {"https": "http://proxy.example:3128"}.',
+        )
+
+    def _read(self, name: str, default: T, is_right: Callable[[Any], object], complaint: str) -> T:
+        value = getattr(settings, name, default)
+        if is_right(value):
+            return cast("T", value)
+        # It may be a secret, and a report of the error below would show it.
+        del value
+        raise ImproperlyConfigured(f"{name} {complaint}")
+
+    def _from_everifin(self, name: str) -> str:
+        return self._read(
+            name,
+            "",
+            lambda value: isinstance(value, str) and value.strip(),
+            "is not set. Everifin gives it to you when it registers your site.",
+        )
+
+    def _base_url(self, name: str, default: str) -> str:
+        return self._read(name, default, _is_base_url, _ADDRESS).rstrip("/")
+
+    def _address(self, name: str) -> str | None:
+        unset: str | None = None
+        return self._read(name, unset, _is_address_or_unset, _ADDRESS) or None
+
+    def _flag(self, name: str, *, default: bool) -> bool:
+        return self._read(
+            name, default, lambda value: isinstance(value, bool), "must be True or False."
+        )
+
+    def _seconds(self, name: str, default: float) -> float:
+        return self._read(
+            name,
+            default,
+            lambda value: type(value) in (int, float) and 0 < value <= MAX_SECONDS,
+            f"must be a number of seconds above 0 and at most {MAX_SECONDS}.",
+        )
+
+
+_ADDRESS = (
+    "must be a whole https address without user name or fragment. "
+    "Plain http is for this machine only."
+)
+
+
+def _is_unset(value: Any) -> bool:
+    """None, or the empty text that a missing environment variable often becomes."""
+    return value is None or (isinstance(value, str) and not value)
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _is_address(value: Any) -> bool:
+    return (
+        isinstance(value, str)
+        and _is_plain(value)
+        and not {" ", "#", "\\"}.intersection(value)
+        and is_secure(value)
+        and "@" not in urlsplit(value).netloc
+    )
+
+
+def _is_address_or_unset(value: Any) -> bool:
+    return _is_unset(value) or _is_address(value)
+
+
+def _is_base_url(value: Any) -> bool:
+    return _is_address(value) and "?" not in value
+
+
+def _is_web_proxy(value: str) -> bool:
+    # For others, requests leaves the connections to code that knows no deadline.
+    return value.startswith(("http://", "https://"))
+
+
+def _maps_texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(text, str) for pair in value.items() for text in pair
+    )
+
+
+def _is_path_like(path: str, example: str) -> bool:
+    if not path.startswith("/") or not _is_plain(path) or {" ", "?", "#", "%"}.intersection(path):
+        return False
+    if not {"", ".", ".."}.isdisjoint(path[1:].split("/")):
+        return False
+    try:
+        return _names_in(path) == _names_in(example)
+    except ValueError:
+        return False
+
+
+def _names_in(template: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+
+
+conf = Conf()
+
+SETTING_NAMES = frozenset(
+    {
+        "EVERIFIN_" + name.upper()
+        for name, value in vars(Conf).items()
+        if isinstance(value, property)
+    }
+)
+"""The names of all settings, as a site writes them."""

@@ -1,0 +1,206 @@
+"""
+Seal a text with the newest key; open it with any current key.
+
+A sealed text is ASCII: ``evf1.<key id>.<base64url of nonce (12 bytes), ciphertext and tag (16
+bytes)>``. It opens only in the place it was sealed for: the connection, its user and the purpose
+are bound into it, both in the sub-key (HKDF-SHA256) and as associated data (AES-256-GCM).
+
+Why a sub-key for each place
+    Random 96-bit nonces are safe for about 2**32 texts under one key (NIST SP 800-38D, section
+    8.3). Five-minute tokens of a large site would pass that within weeks; under a sub-key for each
+    row and column it is out of reach.
+
+Nothing here touches the database or any setting but EVERIFIN_ENCRYPTION_KEYS.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Literal
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from django.core.exceptions import ImproperlyConfigured
+
+from everifin_django.conf import conf
+from everifin_django.exceptions import MalformedError, TamperedError, UnknownKeyError
+from everifin_django.secret import Secret
+
+FORMAT = "evf1"
+KEY_BYTES = 32
+NONCE_BYTES = 12
+TAG_BYTES = 16
+KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,32}")
+
+Purpose = Literal["access", "refresh", "id"]
+"""
+What a sealed text is for. Frozen: a changed word makes every stored token of that purpose
+unreadable.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sealed text belongs: it opens there and nowhere else."""
+
+    connection_id: str
+    user_pk: str
+    purpose: Purpose
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    key_id: str
+    material: bytes = field(repr=False)
+
+
+def parse_key(text: str) -> Key:
+    """
+    Return the key that *text* spells, ``<key id>:<base64 of 32 bytes>``.
+
+    Errors: ImproperlyConfigured, which names the key by its id and never shows the rest.
+    """
+    key = _read_key(text)
+    # A report of the error below would show it.
+    del text
+    if isinstance(key, str):
+        raise ImproperlyConfigured(key)
+    return key
+
+
+def parse_keys(texts: Sequence[str]) -> tuple[Key, ...]:
+    """
+    Return the keys that *texts* spell, newest first. Errors: as parse_key, and for an id that
+    stands twice.
+    """
+    read = [_read_key(text) for text in texts]
+    # As above.
+    del texts
+    keys = tuple(key for key in read if isinstance(key, Key))
+    complaints = [key for key in read if isinstance(key, str)]
+    ids = [key.key_id for key in keys]
+    complaints += [
+        f"The key id {key_id!r} stands twice in EVERIFIN_ENCRYPTION_KEYS."
+        for key_id in ids
+        if ids.count(key_id) > 1
+    ]
+    if complaints:
+        raise ImproperlyConfigured(complaints[0])
+    return keys
+
+
+def _read_key(text: object) -> Key | str:
+    """The key, or what is wrong with it: raised here, the error's frame would hold the key."""
+    key_id, colon, encoded = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if not colon or not KEY_ID.fullmatch(key_id):
+        return (
+            "A key in EVERIFIN_ENCRYPTION_KEYS does not read <id>:<base64>, with an id of 1 to 32 "
+            "letters, digits, '-' and '_'. `manage.py everifin_new_key` prints one."
+        )
+    altchars = b"-_" if "-" in encoded or "_" in encoded else None
+    try:
+        material = base64.b64decode(encoded, altchars=altchars, validate=True)
+    except ValueError:
+        return f"The key {key_id!r} in EVERIFIN_ENCRYPTION_KEYS is not valid base64."
+    if len(material) != KEY_BYTES:
+        return (
+            f"The key {key_id!r} in EVERIFIN_ENCRYPTION_KEYS has {len(material)} bytes "
+            f"and needs {KEY_BYTES}."
+        )
+    return Key(key_id, material)
+
+
+def new_key(today: date) -> str:
+    """Return a new random key as EVERIFIN_ENCRYPTION_KEYS takes it, named after the month."""
+    return f"{today:%Y-%m}:{base64.b64encode(os.urandom(KEY_BYTES)).decode()}"
+
+
+def seal(secret: Secret, place: Place) -> str:
+    """
+    Return *secret* sealed with the newest key for *place*. Costs some 10 microseconds and no query.
+    """
+    key = parse_keys(conf.encryption_keys)[0]
+    context = _context(key, place)
+    nonce = os.urandom(NONCE_BYTES)
+    sealed = nonce + _cipher(key, context).encrypt(nonce, secret.reveal().encode(), context)
+    return f"{FORMAT}.{key.key_id}.{base64.urlsafe_b64encode(sealed).rstrip(b'=').decode()}"
+
+
+def open_sealed(sealed: str, place: Place) -> Secret:
+    """
+    Return the text that was sealed for *place*.
+
+    Errors: UnknownKeyError, TamperedError, MalformedError; never an empty or the sealed text
+    instead.
+    """
+    parts = _split(sealed)
+    # What is not sealed may be a token in clear, and a report of an error would show it.
+    del sealed
+    if parts is None:
+        raise MalformedError(_MALFORMED)
+    key_id, payload = parts
+    key = next((key for key in parse_keys(conf.encryption_keys) if key.key_id == key_id), None)
+    if key is None:
+        raise UnknownKeyError(key_id)
+    context = _context(key, place)
+    try:
+        text = _cipher(key, context).decrypt(payload[:NONCE_BYTES], payload[NONCE_BYTES:], context)
+    except InvalidTag:
+        text = None
+    if text is None:
+        raise TamperedError(
+            f"A stored {place.purpose} token does not open: the ciphertext was changed, was copied "
+            f"from another row or column, or the key {key_id!r} is not the one that sealed it."
+        )
+    return Secret(text.decode())
+
+
+def key_id_of(sealed: str) -> str:
+    """Return the id of the key that sealed the text, without opening it. Errors: MalformedError."""
+    parts = _split(sealed)
+    # As above.
+    del sealed
+    if parts is None:
+        raise MalformedError(_MALFORMED)
+    return parts[0]
+
+
+_MALFORMED = f"A token column holds no text of the form {FORMAT}.<key id>.<base64url>."
+
+
+def _split(sealed: str) -> tuple[str, bytes] | None:
+    """Key id and payload; None if this app did not write *sealed*, to the last character."""
+    version, _, rest = sealed.partition(".")
+    key_id, _, encoded = rest.partition(".")
+    try:
+        payload = base64.b64decode(
+            encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True
+        )
+    except ValueError:
+        return None
+    is_ours = (
+        version == FORMAT
+        and KEY_ID.fullmatch(key_id) is not None
+        and len(payload) >= NONCE_BYTES + TAG_BYTES
+        and base64.urlsafe_b64encode(payload).rstrip(b"=").decode() == encoded
+    )
+    return (key_id, payload) if is_ours else None
+
+
+def _context(key: Key, place: Place) -> bytes:
+    parts = (FORMAT, key.key_id, place.purpose, place.connection_id, place.user_pk)
+    return b"".join(
+        struct.pack(">I", len(part)) + part for part in (text.encode() for text in parts)
+    )
+
+
+def _cipher(key: Key, context: bytes) -> AESGCM:
+    return AESGCM(HKDF(SHA256(), length=KEY_BYTES, salt=None, info=context).derive(key.material))

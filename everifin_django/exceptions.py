@@ -1,0 +1,208 @@
+"""
+What can go wrong, and who has to act.
+
+::
+
+    EverifinError
+    ├── TokenError                      the user's connection cannot give a token
+    │   ├── TokenMissingError           the user connects Everifin
+    │   ├── ConsentExpiredError         the user connects Everifin again
+    │   ├── ScopeMissingError           the user connects again and grants more
+    │   ├── TokenUnreadableError        the site's operator looks at the keys
+    │   │   ├── UnknownKeyError
+    │   │   ├── TamperedError
+    │   │   └── MalformedError
+    │   └── RefreshInTransactionError   the site's developer marks the view
+    ├── APIError                        a call to Everifin did not give what was asked for
+    │   ├── UnavailableError            nobody: try again later
+    │   │   ├── UnreachableError        ... nothing was sent
+    │   │   └── AnswerLostError         ... it may have been carried out
+    │   ├── AnswerError                 the site's developer: Everifin answered in another shape
+    │   └── RefusedError                Everifin said no, and why: see ``code``
+    │       ├── NotAuthorizedError
+    │       ├── NotFoundError
+    │       └── InvalidRequestError
+    ├── LoginError                      the visitor starts the login or connection again
+    └── IdentityTakenError              the visitor logs in as the user who has the Everifin account
+
+A wrong setting is Django's ``ImproperlyConfigured``, outside this tree on purpose: who catches bank
+trouble must not hide a bad setting.
+
+No message holds a token, a login code, a secret, a response body or a person's data. Each error
+can be pickled and copied, as task queues do.
+"""
+
+from __future__ import annotations
+
+from django.core.exceptions import SuspiciousOperation
+from django.http import Http404
+
+
+class EverifinError(Exception):
+    """Something between this site and Everifin failed. Catch it to catch everything below."""
+
+
+class TokenError(EverifinError):
+    """The user's connection cannot give an access token."""
+
+
+class TokenMissingError(TokenError):
+    """The user has no connection to Everifin: send them to the connect page."""
+
+
+class ConsentExpiredError(TokenError):
+    """
+    Everifin ended the user's connection: send them to the connect page again. ``reason`` says why.
+    """
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ScopeMissingError(TokenError):
+    """
+    The user's connection was granted without a scope that is needed. ``missing`` names what lacks,
+    if it is known.
+    """
+
+    def __init__(self, missing: frozenset[str] = frozenset()) -> None:
+        super().__init__(missing)
+        self.missing = missing
+
+    def __str__(self) -> str:
+        names = " ".join(sorted(self.missing)) or "not named"
+        return f"Everifin did not grant the scope that is needed: {names}."
+
+
+class TokenUnreadableError(TokenError):
+    """
+    A stored token cannot be decrypted. The row is left as it is: put the right key back and it
+    works again.
+    """
+
+
+class UnknownKeyError(TokenUnreadableError):
+    """The key that sealed the token is not in EVERIFIN_ENCRYPTION_KEYS. ``key_id`` names it."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(key_id)
+        self.key_id = key_id
+
+    def __str__(self) -> str:
+        return (
+            f"The encryption key {self.key_id!r} is not in EVERIFIN_ENCRYPTION_KEYS. "
+            "Add it again, behind the newest one."
+        )
+
+
+class TamperedError(TokenUnreadableError):
+    """
+    The ciphertext was changed, belongs to another row or column, or was sealed with another key of
+    the same name.
+    """
+
+
+class MalformedError(TokenUnreadableError):
+    """The column holds something that this app did not write."""
+
+
+class RefreshInTransactionError(TokenError):
+    """
+    The token is overdue, and an open transaction has locked the database that a new one goes into.
+
+    Mark the view with ``@everifin_required``: the token is then refreshed before the view's
+    transaction begins. Raised on SQLite only, before anything is sent.
+    """
+
+
+class APIError(EverifinError):
+    """
+    A call to Everifin did not give what was asked for.
+
+    ``method`` and ``path`` name the call; ``status`` is the HTTP status and ``code`` Everifin's own
+    error code, each None where there was none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        method: str = "",
+        path: str = "",
+        status: int | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.method = method
+        self.path = path
+        self.status = status
+        self.code = code
+
+
+class UnavailableError(APIError):
+    """
+    Everifin cannot answer for now. Stored tokens are kept; try again after ``retry_after_seconds``,
+    if it is set.
+    """
+
+    retry_after_seconds: float | None = None
+
+
+class UnreachableError(UnavailableError):
+    """No connection to Everifin came about, so nothing was sent."""
+
+
+class AnswerLostError(UnavailableError):
+    """The request went out and no usable answer came back: Everifin may have carried it out."""
+
+
+class AnswerError(APIError):
+    """Everifin answered in a shape this app does not understand."""
+
+
+class RefusedError(APIError):
+    """Everifin refused; ``code`` says why, in Everifin's own words."""
+
+
+class NotAuthorizedError(RefusedError):
+    """Everifin refused the access token even after it was refreshed."""
+
+
+class NotFoundError(RefusedError, Http404):
+    """
+    What was asked for does not exist, or belongs to somebody else. In a view, Django answers it
+    with 404.
+    """
+
+
+class InvalidRequestError(RefusedError):
+    """
+    A value in the request is wrong. ``field`` and ``rule`` name it where Everifin did; what cannot
+    be sent at all is found here, before anything goes out, and has no ``status``.
+    """
+
+    field: str | None = None
+    rule: str | None = None
+
+
+class LoginError(EverifinError, SuspiciousOperation):
+    """
+    A login or connection came back in a way that is not trusted. Nothing was changed.
+
+    ``reason`` is a short code for the security log.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The login with Everifin was stopped ({self.reason})."
+
+
+class IdentityTakenError(EverifinError):
+    """The Everifin account is connected to another user of this site. Nothing was changed."""
+
+    def __str__(self) -> str:
+        return "This Everifin account is connected to another user of this site."

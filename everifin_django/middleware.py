@@ -1,0 +1,123 @@
+"""
+Hang a lazy ``request.everifin`` on each request, and make the token fresh for views that are
+marked, before they begin.
+
+A page that does not use it pays for setting one attribute and looking at one mark.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.http import HttpRequest, HttpResponse
+from django.utils.functional import SimpleLazyObject
+
+from everifin_django.conf import conf
+from everifin_django.decorators import requirement_of
+from everifin_django.exceptions import EverifinError
+
+MAX_USER_AGENT_LENGTH = 512
+
+
+class EverifinMiddleware:
+    """
+    Stands behind AuthenticationMiddleware, for ``request.user``. Sync and async.
+
+    Keeps nothing of a request on itself. A view of an ATOMIC_REQUESTS site begins its transaction
+    after ``process_view``, so a token refreshed here outlives its rollback.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        # Read once, as Django's own middleware reads its settings: looking up a setting that a
+        # site has not set would cost more than all the rest here.
+        self.prepares_every_view = conf.refresh_every_view
+        self.is_async = iscoroutinefunction(get_response)
+        # Django takes a hook as sync or async by what it is; the wrong kind would cost a thread for
+        # each request.
+        self.process_view: Callable[..., Any] = self._process_view
+        if self.is_async:
+            markcoroutinefunction(self)
+            self.process_view = self._aprocess_view
+
+    def __call__(self, request: HttpRequest) -> Any:
+        request.everifin = SimpleLazyObject(lambda: _everifin(request))  # type: ignore[attr-defined]
+        return self.get_response(request)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        return _answer(request, exception) if isinstance(exception, EverifinError) else None
+
+    def _process_view(
+        self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
+    ) -> HttpResponse | None:
+        return _prepare(request, requirement_of(view)) if self._is_wanted(view) else None
+
+    async def _aprocess_view(
+        self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
+    ) -> HttpResponse | None:
+        if not self._is_wanted(view):
+            return None
+        return await sync_to_async(_prepare)(request, requirement_of(view))
+
+    def _is_wanted(self, view: Callable[..., Any]) -> bool:
+        return self.prepares_every_view or requirement_of(view) is not None
+
+
+def end_user_address(request: HttpRequest) -> str | None:
+    """
+    Return the address of the person present, None if it cannot be known for sure.
+
+    From the peer, or with EVERIFIN_TRUSTED_PROXIES=n from the n-th entry from the right of
+    X-Forwarded-For: all further to the left is whatever the visitor wrote.
+    """
+    address = request.META.get("REMOTE_ADDR", "")
+    if proxies := conf.trusted_proxies:
+        hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
+        address = hops[-proxies].strip() if len(hops) >= proxies else ""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    return None if getattr(parsed, "scope_id", None) else str(parsed)
+
+
+def _prepare(request: Any, scopes: frozenset[str] | None) -> HttpResponse | None:
+    """Make the token fresh for a view; the answer instead of a marked one if that fails."""
+    if scopes is None and not request.user.is_authenticated:
+        return None
+    try:
+        request.everifin.prepare(scopes or frozenset())
+    except EverifinError as error:
+        if scopes is None:
+            # A view without the mark may not need Everifin: if it does, it meets the error there.
+            return None
+        response = _answer(request, error)
+        if response is None:
+            raise
+        return response
+    return None
+
+
+def _everifin(request: HttpRequest) -> Any:
+    # Imported on first use: a site's pages that do not call Everifin never load the HTTP client.
+    from everifin_django.client import EndUser
+    from everifin_django.tokens import Everifin
+
+    agent = request.headers.get("User-Agent", "")
+    is_plain = agent.isascii() and agent.isprintable() and agent.strip()
+    user_agent = agent[:MAX_USER_AGENT_LENGTH] if is_plain else None
+    return Everifin(
+        request.user, end_user=EndUser(ip=end_user_address(request), user_agent=user_agent)
+    )
+
+
+def _answer(request: HttpRequest, error: Exception) -> HttpResponse | None:
+    from everifin_django.responses import answer_for  # as above: only when something failed
+
+    return answer_for(request, error)

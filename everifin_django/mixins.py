@@ -1,0 +1,25 @@
+"""
+Mark class-based views that need Everifin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from everifin_django.decorators import everifin_required
+
+
+class EverifinRequiredMixin:
+    """
+    ``everifin_required`` for a class-based view: put it first, and name scopes in
+    ``everifin_scopes``.
+    """
+
+    everifin_scopes: Iterable[str] = ()
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
+        scopes = initkwargs.get("everifin_scopes", cls.everifin_scopes)
+        view = super().as_view(**initkwargs)  # type: ignore[misc]  # the view class stands behind this one
+        return everifin_required(scopes=scopes)(view)

@@ -1,0 +1,252 @@
+"""
+What is kept: one connection to Everifin for each user, the grants still to be ended there, and the
+login states spent.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models.functions import Now
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from everifin_django.crypto import Place, Purpose, open_sealed, seal
+from everifin_django.secret import Secret
+
+if TYPE_CHECKING:
+    from everifin_django.identity import Identity
+    from everifin_django.oauth import TokenSet
+
+ALWAYS = datetime.min.replace(tzinfo=UTC)
+MANDATORY_SHARE = 4
+"""
+The window in which nobody may use the old token any more is this part of the one in which a refresh
+is due.
+"""
+
+
+class DatabaseNow(Now):
+    """
+    The database's clock, in UTC. MySQL's own NOW follows the time zone of the connection, which
+    Django leaves alone.
+    """
+
+    def as_mysql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+
+
+def in_database_seconds(seconds: float) -> Any:
+    """Return the moment *seconds* from now by the database's clock, which all hosts share."""
+    return models.ExpressionWrapper(
+        DatabaseNow() + timedelta(seconds=seconds), output_field=models.DateTimeField()
+    )
+
+
+class BankTokenQuerySet(models.QuerySet["BankToken"]):
+    def for_identity(self, identity: Identity) -> BankTokenQuerySet:
+        return self.filter(identity_digest=identity.digest)
+
+    def claimable(self) -> BankTokenQuerySet:
+        """Connections that nobody is refreshing and that may be tried again."""
+        return self.filter(
+            models.Q(lease_until=None) | models.Q(lease_until__lt=DatabaseNow()),
+            models.Q(retry_after=None) | models.Q(retry_after__lt=DatabaseNow()),
+            status=BankToken.Status.ACTIVE,
+        )
+
+
+class BankToken(models.Model):
+    """
+    A user's connection to Everifin.
+
+    The three tokens lie as ciphertext, bound to this row, its user and their column; ``values()``,
+    dumps, pickles and the admin hold nothing else. Only ``open_token`` decrypts.
+    """
+
+    class Status(models.TextChoices):
+        ACTIVE = "active", _("active")
+        NEEDS_RECONNECT = "needs_reconnect", _("needs reconnect")
+        DISCONNECTED = "disconnected", _("disconnected")
+
+    class Health(models.TextChoices):
+        """What a person wants to know about a connection."""
+
+        ACTIVE = "active", _("connected")
+        EXPIRING = "expiring", _("connected, to be renewed soon")
+        DEGRADED = "degraded", _("connected, but Everifin does not answer at the moment")
+        NEEDS_RECONNECT = "needs_reconnect", _("to be connected again")
+        DISCONNECTED = "disconnected", _("not connected")
+
+    EXPIRING_WITHIN: ClassVar = timedelta(days=1)
+
+    id = models.UUIDField(_("connection id"), primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        related_name="bank_token",
+        verbose_name=_("user"),
+    )
+    issuer = models.CharField(_("issuer"), max_length=255, blank=True)
+    subject = models.CharField(_("subject"), max_length=255, blank=True)
+    # Unique by bytes on every database, which a constraint over the two columns above is not; None
+    # while unknown.
+    identity_digest = models.CharField(  # noqa: DJ001 - two unknown identities are not the same
+        max_length=64, unique=True, null=True, editable=False
+    )
+    idp_session = models.CharField(
+        _("session at Everifin"), max_length=255, blank=True, db_index=True
+    )
+
+    access_ciphertext = models.TextField(blank=True, editable=False)
+    refresh_ciphertext = models.TextField(blank=True, editable=False)
+    id_ciphertext = models.TextField(blank=True, editable=False)
+
+    scope = models.CharField(_("scope"), max_length=1024, blank=True)
+    asked_at = models.DateTimeField(_("last refreshed"), null=True)
+    access_expires_at = models.DateTimeField(_("access expires"), null=True)
+    refresh_expires_at = models.DateTimeField(_("connection expires"), null=True)
+
+    status = models.CharField(
+        _("status"), max_length=16, choices=Status, default=Status.ACTIVE, db_index=True
+    )
+    token_version = models.PositiveBigIntegerField(_("token version"), default=0)
+    lease_id = models.UUIDField(null=True, editable=False)
+    lease_until = models.DateTimeField(_("being refreshed until"), null=True)
+    retry_after = models.DateTimeField(_("next try"), null=True)
+    failures = models.PositiveIntegerField(_("failures in a row"), default=0)
+    last_error = models.CharField(_("last error"), max_length=64, blank=True)
+
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    updated_at = models.DateTimeField(_("updated"), auto_now=True)
+
+    objects = BankTokenQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("bank connection")
+        verbose_name_plural = _("bank connections")
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+    def place(self, purpose: Purpose) -> Place:
+        return Place(connection_id=str(self.pk), user_pk=str(self.user_id), purpose=purpose)
+
+    def open_token(self, purpose: Purpose) -> Secret | None:
+        """
+        Return the decrypted access, refresh or ID token; None where there is none.
+
+        Errors: UnknownKeyError, TamperedError, MalformedError. The row is not touched.
+        """
+        sealed = getattr(self, f"{purpose}_ciphertext")
+        return open_sealed(sealed, self.place(purpose)) if sealed else None
+
+    def sealed(self, tokens: TokenSet) -> dict[str, Any]:
+        """
+        Return the columns that hold *tokens*, encrypted for this row. A token that did not come
+        keeps its column.
+        """
+        columns = {
+            "scope": tokens.scope or self.scope,
+            "idp_session": tokens.session_id or self.idp_session,
+            "asked_at": tokens.asked_at,
+            "access_expires_at": tokens.expires_at,
+            "refresh_expires_at": tokens.refresh_expires_at,
+            "access_ciphertext": seal(tokens.access, self.place("access")),
+        }
+        if tokens.refresh is not None:
+            columns["refresh_ciphertext"] = seal(tokens.refresh, self.place("refresh"))
+        if tokens.id is not None:
+            columns["id_ciphertext"] = seal(tokens.id, self.place("id"))
+        return columns
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        return frozenset(self.scope.split())
+
+    def due_at(self, margin_seconds: float) -> datetime:
+        """From when on the access token should be refreshed, though it can still be used."""
+        return self._before_expiry(self._margin(margin_seconds))
+
+    def overdue_at(self, margin_seconds: float) -> datetime:
+        """From when on the access token is too close to its end to be used."""
+        return self._before_expiry(self._margin(margin_seconds) / MANDATORY_SHARE)
+
+    def health(self, now: datetime | None = None) -> Health:
+        now = now or timezone.now()
+        if self.status != self.Status.ACTIVE:
+            return self.Health(self.status)
+        if self.failures:
+            return self.Health.DEGRADED
+        return self.Health.EXPIRING if self._is_expiring(now) else self.Health.ACTIVE
+
+    def _is_expiring(self, now: datetime) -> bool:
+        if self.refresh_expires_at is None or self.asked_at is None:
+            return False
+        notice = min(self.EXPIRING_WITHIN, (self.refresh_expires_at - self.asked_at) / 4)
+        return self.refresh_expires_at - now <= notice
+
+    def _margin(self, margin_seconds: float) -> timedelta:
+        """
+        The margin, but at most half the token's life: a 4-second token must not be refreshed for
+        every request.
+        """
+        if self.access_expires_at is None or self.asked_at is None:
+            return timedelta(seconds=margin_seconds)
+        return min(timedelta(seconds=margin_seconds), (self.access_expires_at - self.asked_at) / 2)
+
+    def _before_expiry(self, margin: timedelta) -> datetime:
+        return self.access_expires_at - margin if self.access_expires_at is not None else ALWAYS
+
+
+class PendingRevocation(models.Model):
+    """
+    The outbox: a refresh token that still has to be ended at Everifin.
+
+    The ciphertext moves here as it is, with the names of the place it was sealed for: so ending a
+    connection needs no key, and a key fault cannot stop a user from being deleted.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    connection_id = models.UUIDField(_("connection id"))
+    user_pk = models.CharField(_("user"), max_length=255, blank=True)
+    refresh_ciphertext = models.TextField(editable=False)
+    reason = models.CharField(_("reason"), max_length=32)
+    expires_at = models.DateTimeField(_("dies by itself"), null=True)
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    retry_after = models.DateTimeField(_("next try"), null=True)
+    last_error = models.CharField(_("last error"), max_length=64, blank=True)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("pending revocation")
+        verbose_name_plural = _("pending revocations")
+
+    def __str__(self) -> str:
+        return f"{self.connection_id} ({self.reason})"
+
+    def open_token(self) -> Secret:
+        """
+        Return the decrypted refresh token. Errors: UnknownKeyError, TamperedError, MalformedError.
+        """
+        place = Place(
+            connection_id=str(self.connection_id), user_pk=self.user_pk, purpose="refresh"
+        )
+        return open_sealed(self.refresh_ciphertext, place)
+
+
+class SpentState(models.Model):
+    """
+    The hash of a login state that came back: inserting it a second time fails, so a state serves
+    once.
+    """
+
+    digest = models.CharField(max_length=64, primary_key=True)
+    spent_at = models.DateTimeField(auto_now_add=True, db_index=True)
+
+    def __str__(self) -> str:
+        return str(self.spent_at)

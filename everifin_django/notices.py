@@ -1,0 +1,87 @@
+"""
+What a person is told when something did not go as planned: plain words for each reason, and no more
+than they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.utils.translation import gettext_lazy as _
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    title: Any
+    text: Any
+
+
+CANCELLED = "cancelled"
+EXPIRED = "expired"
+TAKEN = "taken"
+UNAVAILABLE = "unavailable"
+ENDED = "ended"
+SCOPE_MISSING = "scope_missing"
+NO_USER = "no_user"
+NOT_TRUSTED = "not_trusted"
+FAILED = "failed"
+
+NOTICES: Mapping[str, Notice] = {
+    CANCELLED: Notice(
+        _("You cancelled at Everifin"),
+        _("Nothing has changed. You can try again whenever you like."),
+    ),
+    EXPIRED: Notice(
+        _("That took too long"),
+        _(
+            "For your safety this step has to be finished within ten minutes and only once. "
+            "Please start again."
+        ),
+    ),
+    TAKEN: Notice(
+        _("This Everifin account belongs to another user here"),
+        _(
+            "Nothing has changed. Log in here as the user who connected it before, or sign in at "
+            "Everifin with another account."
+        ),
+    ),
+    UNAVAILABLE: Notice(
+        _("Everifin does not answer at the moment"),
+        _("Your connection is kept. Please try again in a few minutes."),
+    ),
+    ENDED: Notice(
+        _("Your connection to Everifin has ended"),
+        _("Connect again to go on. Everifin asks for this from time to time, for your safety."),
+    ),
+    SCOPE_MISSING: Notice(
+        _("A permission is missing"),
+        _(
+            "You did not allow everything this page needs. Connect again and allow access to your "
+            "accounts."
+        ),
+    ),
+    NO_USER: Notice(
+        _("Nobody here has this Everifin account"),
+        _("Log in the way you usually do, then connect Everifin."),
+    ),
+    NOT_TRUSTED: Notice(
+        _("This link cannot be used"),
+        _(
+            "It is not from a login that you began in this browser, or was used before. Nothing "
+            "has changed."
+        ),
+    ),
+    FAILED: Notice(
+        _("Everifin could not finish this"),
+        _("Nothing has changed. Please try again; if it happens again, tell us."),
+    ),
+}
+
+BY_REASON: Mapping[str, str] = {
+    "state_expired": EXPIRED,
+    "user_inactive": NO_USER,
+    "no_id_token": FAILED,
+}
+"""Which words go with the reason of a LoginError; NOT_TRUSTED for all others."""

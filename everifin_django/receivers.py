@@ -1,0 +1,55 @@
+"""
+What ends a grant although nobody pressed a button: a connection or user that is deleted, a user who
+is deactivated, a logout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth import BACKEND_SESSION_KEY, get_user_model
+from django.contrib.auth.signals import user_logged_out
+from django.db.models.signals import post_save, pre_delete
+
+from everifin_django.models import BankToken
+
+
+def connect() -> None:
+    pre_delete.connect(
+        hand_over_refresh_token, sender=BankToken, dispatch_uid="everifin_django.pre_delete"
+    )
+    # For every sender: a user may be saved as a proxy or a child of the user model.
+    post_save.connect(forget_inactive_user, dispatch_uid="everifin_django.post_save")
+    user_logged_out.connect(forget_on_logout, dispatch_uid="everifin_django.user_logged_out")
+
+
+def hand_over_refresh_token(sender: Any, instance: BankToken, **kwargs: Any) -> None:
+    """
+    The row goes, by whatever way: its live refresh token goes to the outbox in the same
+    transaction.
+    """
+    from everifin_django.revocation import take_over  # the HTTP client loads when it is needed
+
+    take_over(instance, "deleted")
+
+
+def forget_inactive_user(sender: Any, instance: Any, **kwargs: Any) -> None:
+    """A user who may not log in any more has no access to their bank through this site either."""
+    if not isinstance(instance, get_user_model()) or instance.is_active:
+        return
+    if not kwargs["created"] and not kwargs["raw"]:
+        from everifin_django.tokens import forget  # as above
+
+        forget(instance, "user_inactive")
+
+
+def forget_on_logout(sender: Any, request: Any, user: Any, **kwargs: Any) -> None:
+    """Who logged in with Everifin logs out of Everifin, whichever way the site logs them out."""
+    session = getattr(request, "session", None)
+    if user is None or session is None or BACKEND_SESSION_KEY not in session:
+        return
+    from everifin_django.backends import is_ours  # as above
+    from everifin_django.tokens import forget
+
+    if is_ours(session[BACKEND_SESSION_KEY]):
+        forget(user, "logout")

@@ -1,0 +1,121 @@
+"""
+The outbox of refresh tokens that still have to be ended at Everifin.
+
+A token is put here in the same transaction that takes it from its connection, so a crash at any
+point leaves it either live in its connection or listed here.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import models
+
+from everifin_django.crypto import Place, seal
+from everifin_django.exceptions import EverifinError, RefusedError, TokenUnreadableError
+from everifin_django.models import BankToken, DatabaseNow, PendingRevocation, in_database_seconds
+from everifin_django.oauth import TokenSet, end_session
+from everifin_django.secret import Secret
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF_SECONDS = 60
+LONGEST_BACKOFF_SECONDS = 3600
+
+
+def take_over(connection: BankToken, reason: str) -> PendingRevocation | None:
+    """
+    Put the connection's refresh token into the outbox as it lies there; None if it has none. One
+    query, no key.
+    """
+    if not connection.refresh_ciphertext:
+        return None
+    return PendingRevocation.objects.create(
+        connection_id=connection.pk,
+        user_pk=str(connection.user_id),
+        refresh_ciphertext=connection.refresh_ciphertext,
+        reason=reason,
+        expires_at=connection.refresh_expires_at,
+    )
+
+
+def add(place: Place, refresh_token: Secret, reason: str) -> PendingRevocation:
+    """Put a refresh token that was not stored into the outbox, sealed for *place*. One query."""
+    return PendingRevocation.objects.create(
+        connection_id=place.connection_id,
+        user_pk=place.user_pk,
+        refresh_ciphertext=seal(refresh_token, place),
+        reason=reason,
+    )
+
+
+def reject(tokens: TokenSet, reason: str) -> None:
+    """
+    End a grant that no user will have. Four queries and one request; a failure waits in the outbox.
+
+    A grant that shares its session at Everifin with a live connection is left to end with that: to
+    end it now would end the connection too.
+    """
+    in_session = BankToken.objects.exclude(idp_session="").filter(idp_session=tokens.session_id)
+    if tokens.refresh is not None and not in_session.exists():
+        place = Place(connection_id=str(uuid.uuid4()), user_pk="", purpose="refresh")
+        revoke(add(place, tokens.refresh, reason))
+
+
+def revoke(pending: PendingRevocation) -> bool:
+    """
+    End one token at Everifin; return whether it is ended. A failure stays in the outbox, with the
+    time of its next try.
+
+    Two queries and one request; none if another process has just taken the same entry. Never raises
+    an EverifinError.
+    """
+    backoff_seconds = min(FIRST_BACKOFF_SECONDS * 2**pending.attempts, LONGEST_BACKOFF_SECONDS)
+    # The count of attempts is the claim: of two processes that read the same entry, one finds it
+    # changed.
+    entry = PendingRevocation.objects.filter(pk=pending.pk)
+    claimed = entry.filter(attempts=pending.attempts).update(
+        attempts=pending.attempts + 1, retry_after=in_database_seconds(backoff_seconds)
+    )
+    if not claimed:
+        return False
+    try:
+        end_session(pending.open_token())
+    except (EverifinError, ImproperlyConfigured) as error:
+        failure = _reason(error)
+        entry.update(last_error=failure)
+        logger.warning(
+            "The grant of connection %s is not ended yet: %s.", pending.connection_id, failure
+        )
+        return False
+    entry.delete()
+    logger.info("The grant of connection %s is ended.", pending.connection_id)
+    return True
+
+
+def revoke_due() -> tuple[int, int]:
+    """
+    End what is due in the outbox; return how many entries are gone and how many are left.
+
+    One query for the list, and for each entry two queries and one request. Tokens past their own
+    end are dropped unasked.
+    """
+    before = PendingRevocation.objects.count()
+    PendingRevocation.objects.filter(expires_at__lt=DatabaseNow()).delete()
+    due = PendingRevocation.objects.filter(
+        models.Q(retry_after=None) | models.Q(retry_after__lt=DatabaseNow())
+    )
+    for pending in due.order_by("pk").iterator():
+        revoke(pending)
+    left = PendingRevocation.objects.count()
+    return max(0, before - left), left
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImproperlyConfigured):
+        return "misconfigured"
+    if isinstance(error, TokenUnreadableError):
+        return "unreadable"
+    return (error.code or "refused") if isinstance(error, RefusedError) else "unavailable"

@@ -1,0 +1,23 @@
+"""
+The events other apps may listen to.
+
+Each is sent after the change is committed, with ``sender=BankToken``, ``user`` and
+``connection_id`` (UUID); none carries a token. Receivers run in the request, so they should be
+quick; an error in one is logged and changes nothing.
+"""
+
+from django.dispatch import Signal
+
+everifin_connected = Signal()
+"""
+A user's connection was stored: by login, connect or connecting again. Further argument: ``scope``.
+"""
+
+token_refreshed = Signal()
+"""A user's tokens were refreshed."""
+
+consent_expired = Signal()
+"""Everifin ended a user's connection, who must connect again. Further argument: ``reason``."""
+
+everifin_disconnected = Signal()
+"""A user's connection was ended here, by logout, disconnect or an administrator."""

@@ -1,0 +1,99 @@
+"""
+factory-boy factories for every model of this app, and for the users they belong to.
+
+``BankTokenFactory(refresh_token="...")`` seals the tokens it is given as the app itself does.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import factory
+from django.conf import settings
+from django.utils import timezone
+
+from everifin_django.conf import conf
+from everifin_django.crypto import Place, Purpose, seal
+from everifin_django.identity import Identity
+from everifin_django.models import BankToken, PendingRevocation, SpentState
+from everifin_django.secret import Secret
+
+
+def _sealed(text: str | None, connection_id: Any, user_pk: Any, purpose: Purpose) -> str:
+    if text is None:
+        return ""
+    return seal(Secret(text), Place(str(connection_id), str(user_pk), purpose))
+
+
+class UserFactory(factory.django.DjangoModelFactory):
+    """A user of the site, with whatever the user model has as USERNAME_FIELD."""
+
+    class Meta:
+        model = settings.AUTH_USER_MODEL
+
+    @classmethod
+    def _adjust_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
+        name_field = cls._meta.get_model_class().USERNAME_FIELD
+        return {name_field: f"{uuid.uuid4().hex}@example.test", **kwargs}
+
+
+class BankTokenFactory(factory.django.DjangoModelFactory):
+    """An active connection whose access token is fresh for five minutes."""
+
+    class Meta:
+        model = BankToken
+
+    class Params:
+        access_token = "an access token"
+        refresh_token = "a refresh token"
+        id_token = None
+
+    id = factory.LazyFunction(uuid.uuid4)
+    user = factory.SubFactory(UserFactory)
+    issuer = factory.LazyFunction(lambda: conf.issuer)
+    subject = factory.Sequence(lambda number: f"subject-{number}")
+    identity_digest = factory.LazyAttribute(
+        lambda row: Identity(row.issuer, row.subject).digest if row.subject else None
+    )
+    access_ciphertext = factory.LazyAttribute(
+        lambda row: _sealed(row.access_token, row.id, row.user.pk, "access")
+    )
+    refresh_ciphertext = factory.LazyAttribute(
+        lambda row: _sealed(row.refresh_token, row.id, row.user.pk, "refresh")
+    )
+    id_ciphertext = factory.LazyAttribute(
+        lambda row: _sealed(row.id_token, row.id, row.user.pk, "id")
+    )
+    scope = "openid ais"
+    token_version = 1
+    asked_at = factory.LazyFunction(timezone.now)
+    access_expires_at = factory.LazyAttribute(lambda row: row.asked_at + timedelta(minutes=5))
+    refresh_expires_at = factory.LazyAttribute(lambda row: row.asked_at + timedelta(minutes=30))
+
+
+class PendingRevocationFactory(factory.django.DjangoModelFactory):
+    """A refresh token in the outbox, due now."""
+
+    class Meta:
+        model = PendingRevocation
+
+    class Params:
+        refresh_token = "a refresh token"
+
+    connection_id = factory.LazyFunction(uuid.uuid4)
+    user_pk = "1"
+    refresh_ciphertext = factory.LazyAttribute(
+        lambda row: _sealed(row.refresh_token, row.connection_id, row.user_pk, "refresh")
+    )
+    reason = "disconnected"
+
+
+class SpentStateFactory(factory.django.DjangoModelFactory):
+    """A login state that has come back."""
+
+    class Meta:
+        model = SpentState
+
+    digest = factory.Sequence(lambda number: f"{number:064x}")

@@ -1,0 +1,177 @@
+"""How the pretend Everifin is reached: as a WSGI application, or straight from a test."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.core.handlers.wsgi import WSGIRequest
+from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
+from django.urls import Resolver404
+from oauthlib.oauth2.rfc6749.errors import FatalClientError, OAuth2Error
+
+from everifin_django.testing.sandbox import bank, idp
+from everifin_django.testing.sandbox.faults import PLACES, AnswerLost, Fault
+from everifin_django.testing.sandbox.pages import message
+from everifin_django.testing.sandbox.state import RecordedRequest, State
+from everifin_django.testing.sandbox.urls import resolve
+
+TIMEOUT = "everifin_sandbox.timeout_seconds"
+"""The WSGI environ's entry for how long the caller waits, where that is known."""
+
+EDGE_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><title>400 Bad Request</title></head>
+<body><center><h1>400 Bad Request</h1></center><hr><center>edge proxy</center></body></html>
+"""
+
+
+class Sandbox(State):
+    """
+    A pretend Everifin: identity provider and bank API in one WSGI application.
+
+    What is invented, inferred or documented is said in the module of each half. Options and
+    switches are those of `State`.
+    """
+
+    # The control page shows the sandbox; Django's templates would call it, as it can be called.
+    do_not_call_in_templates = True
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        response = self._answer(WSGIRequest(environ), environ.get(TIMEOUT))
+        status = f"{response.status_code} {response.reason_phrase}"
+        if response.status_code != 204:  # RFC 9110, section 8.6, forbids it there
+            response["Content-Length"] = str(len(response.content))
+        start_response(status, list(response.items()))
+        if isinstance(response, _Truncated):
+            return _half(response.content)
+        return [response.content]
+
+    def authorize(self, url: str, username: str = "alice", *, consent: bool = True) -> str:
+        """
+        Return the URL a visitor is sent back to who opened *url*, logged in and decided.
+
+        The short cut for tests: the same steps as the pages, without password and without HTTP.
+
+        Errors: ValueError if Everifin would show an error page instead of sending the visitor back.
+        """
+        query = QueryDict(urlsplit(url).query)
+        self.count(("auth",))
+        try:
+            pending = idp.begin(self, query)
+        except FatalClientError as error:
+            raise ValueError(f"The sandbox refused the request: {error.description}") from None
+        except OAuth2Error as error:
+            return idp.refusal(self, query, error)
+        pending = idp.log_in(self, pending, self.user(username))
+        return idp.decide(self, pending, consent=consent)
+
+    def _answer(self, request: HttpRequest, timeout: float | None) -> HttpResponse:
+        try:
+            view, name, methods, arguments = resolve(request.path_info)
+        except Resolver404:
+            return _unknown(request)
+        if name == "control":
+            return view(self, request) if request.method in methods else _unknown(request)
+        places = _places(name, request)
+        self.note(places, _record(request))
+        if request.method not in methods:
+            return _wrong_method(name, request, methods)
+        if arguments.pop("realm", self.realm) != self.realm:
+            return JsonResponse({"error": "Realm does not exist"}, status=404)
+        fault = self.faults.take(places)
+        if fault is None:
+            return view(self, request, **arguments)
+        return self._misbehave(fault, lambda: view(self, request, **arguments), timeout)
+
+    def _misbehave(
+        self, fault: Fault, work: Callable[[], HttpResponse], timeout: float | None
+    ) -> HttpResponse:
+        # Where the caller's patience is known, nobody need sleep longer than that.
+        patience = math.inf if timeout is None else timeout
+        gives_up = fault.latency_seconds > patience
+        if fault.latency_seconds:
+            self.sleep(min(fault.latency_seconds, patience))
+        if fault.lost == "before":
+            raise AnswerLost(timed_out=gives_up)
+        is_done = fault.lost == "after" or not fault.replaces_answer
+        response = work() if is_done else None
+        if gives_up or (fault.lost == "after" and not fault.replaces_answer):
+            raise AnswerLost(timed_out=True)
+        if response is None or fault.replaces_answer:
+            response = _replacement(fault)
+        return _Truncated.of(response) if fault.truncate else response
+
+
+def _places(name: str, request: HttpRequest) -> tuple[str, ...]:
+    """Return the names this call is known by, the most particular first."""
+    particular = f"{name}.{request.POST.get('grant_type', '')}"
+    if particular in PLACES:
+        return particular, name
+    if name.startswith("api."):
+        return name, "api"
+    return (name,)
+
+
+def _record(request: HttpRequest) -> RecordedRequest:
+    return RecordedRequest(
+        method=request.method or "",
+        path=request.path_info,
+        headers=request.headers,
+        query=request.GET.dict(),
+        form=request.POST.dict(),
+    )
+
+
+def _unknown(request: HttpRequest) -> HttpResponse:
+    if request.path_info.startswith(("/v1/", "/api/")):
+        return bank.not_found(request.path_info).response()
+    if request.path_info == "/":
+        return HttpResponse(status=302, headers={"Location": "/_sandbox/"})
+    text = "There is nothing here. The sandbox begins at /_sandbox/."
+    return message("Page not found", text, status=404)
+
+
+def _wrong_method(name: str, request: HttpRequest, methods: tuple[str, ...]) -> HttpResponse:
+    if name.startswith("api."):
+        return bank.not_found(request.path_info).response()
+    error = {"error": "HTTP 405 Method Not Allowed"}
+    return JsonResponse(error, status=405, headers={"Allow": ", ".join(methods)})
+
+
+def _replacement(fault: Fault) -> HttpResponse:
+    status = fault.status or (400 if fault.html else 200)
+    body: str | bytes
+    if fault.html:
+        body, content_type = EDGE_PAGE, "text/html; charset=UTF-8"
+    elif isinstance(fault.body, Mapping):
+        body, content_type = json.dumps(fault.body), "application/json"
+    elif fault.body is not None:
+        body, content_type = fault.body, "text/plain; charset=utf-8"
+    elif fault.where.startswith("api"):
+        error = {"code": "INTERNAL_SERVER_ERROR", "title": "The sandbox was told to fail here."}
+        body = json.dumps({"meta": {"status": "ERROR"}, "errors": [error]})
+        content_type = "application/json"
+    else:
+        body, content_type = json.dumps({"error": "unknown_error"}), "application/json"
+    response = HttpResponse(body, status=status, content_type=fault.content_type or content_type)
+    if fault.retry_after is not None:
+        response["Retry-After"] = str(fault.retry_after)
+    return response
+
+
+class _Truncated(HttpResponse):
+    """An answer of which only half arrives."""
+
+    @classmethod
+    def of(cls, response: HttpResponse) -> _Truncated:
+        return cls(response.content, status=response.status_code, headers=response.headers)
+
+
+def _half(content: bytes) -> Iterator[bytes]:
+    yield content[: len(content) // 2]
+    raise AnswerLost

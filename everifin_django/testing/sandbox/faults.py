@@ -1,0 +1,159 @@
+"""
+Switches that make the pretend Everifin misbehave.
+
+Everything here is invented for development; no fault is taken from Everifin's documentation.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+Lost = Literal["before", "after"]
+
+IDP_PLACES = (
+    "auth",
+    "login",
+    "registration",
+    "consent",
+    "token",
+    "token.authorization_code",
+    "token.refresh_token",
+    "logout",
+    "revoke",
+    "certs",
+    "userinfo",
+    "discovery",
+)
+API_PLACES = (
+    "api",
+    "api.accounts",
+    "api.account",
+    "api.transactions",
+    "api.transaction",
+    "api.banks",
+)
+PLACES = frozenset(IDP_PLACES + API_PLACES)
+"""Every name a fault can be put on, and `Sandbox.calls` counts by. "token" stands for any grant,
+"api" for any call to the bank API."""
+
+
+class AnswerLost(ConnectionAbortedError):  # noqa: N818 - an event of the network, not a mistake
+    """
+    The sandbox was told to give no answer, or only part of one.
+
+    Raised by the WSGI application, either at once or while its answer is being read. The HTTP
+    server then closes the socket; the in-process adapter raises what requests would raise.
+    *timed_out* says that the caller ran out of patience rather than lost the connection.
+    """
+
+    def __init__(self, *, timed_out: bool = False) -> None:
+        super().__init__("The sandbox was told to lose this answer.")
+        self.timed_out = timed_out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """
+    One thing that goes wrong at one place.
+
+    With *status*, *body* or *html* the call is answered with just that and nothing is done, unless
+    *lost* is "after": then the work is done and the caller is shown this in place of the answer.
+    *lost* alone closes the connection, before or after the work. *latency_seconds* passes before
+    the work. *truncate* sends half the answer under the length of the whole. *html* is a page as
+    from a proxy at the edge, status 400 unless *status* says otherwise.
+
+    Units: *retry_after* goes into the header as it is (seconds, or an HTTP date); *times* is how
+    many calls it hits, None for all.
+    """
+
+    where: str
+    status: int | None = None
+    body: str | bytes | Mapping[str, Any] | None = None
+    content_type: str | None = None
+    retry_after: int | str | None = None
+    latency_seconds: float = 0
+    lost: Lost | None = None
+    truncate: bool = False
+    html: bool = False
+    times: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.where not in PLACES:
+            choices = ", ".join(sorted(PLACES))
+            raise ValueError(f"There is no {self.where!r}: choose from {choices}.")
+        if self.lost is not None and self.lost not in get_args(Lost):
+            raise ValueError(f"lost is 'before', 'after' or None, not {self.lost!r}.")
+
+    @property
+    def replaces_answer(self) -> bool:
+        return self.status is not None or self.body is not None or self.html
+
+
+class Faults:
+    """The faults in force, oldest first. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._faults: list[Fault] = []
+
+    def add(  # noqa: PLR0913 - one argument for each switch of Fault
+        self,
+        where: str,
+        *,
+        status: int | None = None,
+        body: str | bytes | Mapping[str, Any] | None = None,
+        content_type: str | None = None,
+        retry_after: int | str | None = None,
+        latency_seconds: float = 0,
+        lost: Lost | None = None,
+        truncate: bool = False,
+        html: bool = False,
+        times: int | None = None,
+    ) -> Fault:
+        """Make calls to *where* go wrong from now on: see `Fault`. The oldest match counts."""
+        fault = Fault(
+            where=where,
+            status=status,
+            body=body,
+            content_type=content_type,
+            retry_after=retry_after,
+            latency_seconds=latency_seconds,
+            lost=lost,
+            truncate=truncate,
+            html=html,
+            times=times,
+        )
+        with self._lock:
+            self._faults.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        with self._lock:
+            self._faults.clear()
+
+    def take(self, places: tuple[str, ...]) -> Fault | None:
+        """Return the fault that hits a call known by these names, and count it as used."""
+        with self._lock:
+            for index, fault in enumerate(self._faults):
+                if fault.where in places:
+                    self._use(index, fault)
+                    return fault
+        return None
+
+    def _use(self, index: int, fault: Fault) -> None:
+        if fault.times is None:
+            return
+        if fault.times > 1:
+            self._faults[index] = replace(fault, times=fault.times - 1)
+        else:
+            del self._faults[index]
+
+    def __iter__(self) -> Iterator[Fault]:
+        with self._lock:
+            return iter(tuple(self._faults))
+
+    def __len__(self) -> int:
+        return len(self._faults)

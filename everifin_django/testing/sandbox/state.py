@@ -1,0 +1,222 @@
+"""
+What the two halves of the pretend Everifin share: its options, its clock, its memory, its switches.
+
+The switches and counters are inventions for development and tests; Everifin has none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any, Literal
+
+from everifin_django.testing.sandbox.faults import Faults
+from everifin_django.testing.sandbox.signing import Signer, SigningKey
+from everifin_django.testing.sandbox.store import Session, Store, User
+
+Rotation = Literal["strict", "default", "off"]
+IDTokenHook = Callable[
+    [dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]] | str
+]
+
+DEMO_LOGINS = {"alice": "alice", "bob": "bob"}
+_NAMES = {"alice": "Alica Ukážková", "bob": "Bob Vzorový"}
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """A request the sandbox received. What may hold tokens stays out of the repr."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+    query: Mapping[str, str] = field(repr=False)
+    form: Mapping[str, str] = field(repr=False)
+
+
+class State:
+    """
+    Options, memory and switches of one pretend Everifin.
+
+    *rotation* is what a refresh does. "strict" is Keycloak's "Revoke Refresh Token" with reuse 0:
+    the old token is spent, and showing it again ends the session. "default" is Keycloak without
+    that: a new token each time, the older ones work as long as the session lives. "off": the answer
+    carries no refresh token, as RFC 6749, section 6, allows. Which one Everifin uses is not
+    published.
+    *id_token_hook* is called with headers and claims of each ID token about to be signed, and
+    returns what to sign instead, or the finished token as text.
+    *clock_skew_seconds* is how far this Everifin's clock runs ahead of *clock*.
+    """
+
+    demo_logins: Mapping[str, str] = DEMO_LOGINS
+
+    def __init__(  # noqa: PLR0913 - one keyword for each option
+        self,
+        *,
+        idp_url: str = "http://127.0.0.1:8001",
+        api_url: str | None = None,
+        realm: str = "everifin_app",
+        client_id: str = "everifin-sandbox",
+        client_secret: str = "everifin-sandbox-secret",
+        redirect_uris: tuple[str, ...] | list[str] = (),
+        rotation: Rotation = "strict",
+        access_token_seconds: int = 300,
+        refresh_token_seconds: int = 1800,
+        issue_id_tokens: bool = True,
+        require_pkce: bool = False,
+        data: str = ":memory:",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.idp_url = idp_url.rstrip("/")
+        self._api_url = api_url.rstrip("/") if api_url else None
+        self.realm = realm
+        self.client_id = client_id
+        self.client_secret = client_secret
+        self.redirect_uris = frozenset(redirect_uris)
+        self.rotation = rotation
+        self.access_token_seconds = access_token_seconds
+        self.refresh_token_seconds = refresh_token_seconds
+        self.issue_id_tokens = issue_id_tokens
+        self.require_pkce = require_pkce
+        self.clock = clock
+
+        self.clock_skew_seconds: float = 0
+        self.sleep: Callable[[float], object] = time.sleep
+        self.id_token_hook: IDTokenHook | None = None
+        self.faults = Faults()
+        self.calls: Counter[str] = Counter()
+        self.last_request: dict[str, RecordedRequest] = {}
+        self.double_spends = 0
+
+        self.store = Store(str(data))
+        self.signer = Signer(self.store)
+        self._counting = threading.Lock()
+        self.opened_on = date.fromisoformat(self.store.meta("opened_on", self.today().isoformat()))
+        for username, password in DEMO_LOGINS.items():
+            self.add_user(username, password=password, name=_NAMES[username])
+
+    # Where and when
+
+    @property
+    def api_url(self) -> str:
+        return self._api_url or self.idp_url
+
+    @property
+    def issuer(self) -> str:
+        return f"{self.idp_url}/auth/realms/{self.realm}"
+
+    def now(self) -> float:
+        """Return this Everifin's idea of the time, in seconds since 1970."""
+        return self.clock() + self.clock_skew_seconds
+
+    def today(self) -> date:
+        return datetime.fromtimestamp(self.now(), UTC).date()
+
+    # Users
+
+    def add_user(
+        self,
+        username: str,
+        *,
+        password: str = "",
+        name: str = "",
+        email: str = "",
+        email_verified: bool = True,
+        sub: str = "",
+    ) -> str:
+        """
+        Return the sub of the user of this name, who exists from now on and has demo accounts.
+
+        Without a password nobody can log in as this user on the page; `Sandbox.authorize` can.
+        """
+        user = User(
+            sub=sub or str(uuid.uuid5(uuid.NAMESPACE_URL, f"everifin-sandbox:{username}")),
+            username=username,
+            password=_hash_password(password) if password else "",
+            name=name or username.title(),
+            email=email or f"{username}@example.test",
+            email_verified=email_verified,
+        )
+        self.store.add_user(user)
+        return self.user(username).sub
+
+    def user(self, username: str) -> User:
+        user = self.store.user(username=username)
+        if user is None:
+            raise ValueError(f"The sandbox has no user {username!r}: call add_user({username!r}).")
+        return user
+
+    def check_password(self, username: str, password: str) -> User | None:
+        user = self.store.user(username=username)
+        if user is None or not user.password:
+            return None
+        salt = user.password.partition("$")[0]
+        is_right = hmac.compare_digest(user.password, _hash_password(password, salt=salt))
+        return user if is_right else None
+
+    # Switches
+
+    def expire_access_tokens(self) -> None:
+        """Make the bank API answer 401 to every access token issued until now."""
+        self.store.count_up("generation")
+
+    @property
+    def generation(self) -> str:
+        """The number access tokens of today carry; those with another one count as expired."""
+        return self.store.meta("generation", "0")
+
+    def end_sessions(self, username: str | None = None) -> None:
+        """End every session (of one user), so that a refresh is answered "Session not active"."""
+        for session in self._live_sessions(username):
+            self.store.end_session(session.id)
+
+    def withdraw_consent(self, username: str | None = None) -> None:
+        """Take back the consent of every session (of one user): a refresh gives invalid_scope."""
+        for session in self._live_sessions(username):
+            self.store.withdraw_consent(session.id)
+
+    def rotate_signing_key(self, *, drop_old: bool = False) -> str:
+        """Return the kid of a new key that signs from now on; old ones stay published, or not."""
+        return self.signer.rotate(drop_old=drop_old).kid
+
+    @property
+    def signing_key(self) -> SigningKey:
+        """The key that signs now, for tests that make tokens of their own."""
+        return self.signer.published_keys()[0]
+
+    def live_sessions(self, username: str | None = None) -> int:
+        return len(self._live_sessions(username))
+
+    # Counters
+
+    def note(self, places: tuple[str, ...], request: RecordedRequest) -> None:
+        self.count(places)
+        with self._counting:
+            self.last_request.update(dict.fromkeys(places, request))
+
+    def count(self, places: tuple[str, ...]) -> None:
+        with self._counting:
+            self.calls.update(places)
+
+    def note_double_spend(self) -> None:
+        with self._counting:
+            self.double_spends += 1
+
+    def _live_sessions(self, username: str | None) -> list[Session]:
+        sub = self.user(username).sub if username else None
+        return [session for session in self.store.sessions(sub) if session.is_live(self.now())]
+
+
+def _hash_password(password: str, *, salt: str = "") -> str:
+    # Cheap on purpose: it guards nothing, but a password used elsewhere should not lie open.
+    salt = salt or secrets.token_hex(8)
+    digest = hashlib.scrypt(password.encode(), salt=salt.encode(), n=1024, r=8, p=1)
+    return f"{salt}${digest.hex()}"

@@ -1,0 +1,318 @@
+"""
+The doors: begin a login or connection, take it back, log out, disconnect.
+
+Each reads the request, calls below and redirects. None runs in the transaction of an
+ATOMIC_REQUESTS site: a grant that has been exchanged must not be lost by a rollback.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any, cast
+
+from django.conf import settings
+from django.contrib import auth
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.asgi import ASGIRequest
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.shortcuts import render, resolve_url
+from django.urls import get_script_prefix, reverse
+from django.utils.decorators import method_decorator
+from django.utils.http import urlencode
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_protect
+from django.views.generic import View
+from mozilla_django_oidc.views import OIDCAuthenticationCallbackView, OIDCAuthenticationRequestView
+
+from everifin_django import flows, notices, revocation, tokens
+from everifin_django.backends import EverifinBackend, Grant, login_backend, oidc_setting
+from everifin_django.conf import conf
+from everifin_django.exceptions import (
+    APIError,
+    IdentityTakenError,
+    LoginError,
+    RefusedError,
+    UnavailableError,
+)
+from everifin_django.flows import Flow, Purpose
+from everifin_django.responses import NOTICE_SESSION_KEY, error_page, unavailable
+from everifin_django.secret import Secret
+
+security_logger = logging.getLogger("everifin_django.security")
+
+LONGEST_PARAMETERS = {
+    "state": 128,
+    "code": 2048,
+    "iss": 255,
+    "session_state": 255,
+    "error": 64,
+    "error_description": 2048,
+    "error_uri": 2048,
+}
+"""
+What an authorization answer may carry, and how much of it. Source: RFC 6749, 4.1.2; RFC 9207;
+Keycloak.
+"""
+
+NO_CODE = Secret("")
+NOTICE_OF_ERROR = {"access_denied": notices.CANCELLED, "invalid_scope": notices.FAILED}
+NOTICE_OF_OUTAGE = ("temporarily_unavailable", "server_error")
+
+doors = [
+    method_decorator(transaction.non_atomic_requests, name="dispatch"),
+    method_decorator(never_cache, name="dispatch"),
+    method_decorator(csrf_protect, name="dispatch"),
+]
+
+
+def door(view: type[View]) -> Any:
+    for decorate in doors:
+        view = decorate(view)
+    return view
+
+
+class StartView(OIDCAuthenticationRequestView):
+    """A page with one button on GET; on POST, on to Everifin."""
+
+    http_method_names = ["get", "head", "post", "options"]
+    get_settings = staticmethod(oidc_setting)
+    purpose: Purpose
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        context = {
+            "purpose": self.purpose,
+            "next": flows.safe_next(request, request.GET.get("next", "")),
+            "notice": notices.NOTICES.get(request.session.pop(NOTICE_SESSION_KEY, "")),
+        }
+        return render(request, "everifin_django/start.html", context)
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        redirect_uri = flows.redirect_uri(request)
+        # mozilla-django-oidc keeps its states in the session under names that belong to the site's
+        # other login, if it has one. So it gets an empty session of its own, and what it left there
+        # becomes our flow.
+        scratch: Any = copy.copy(request)
+        scratch.session = {}
+        scratch.everifin_redirect_uri = redirect_uri
+        response: HttpResponse = super().get(scratch)
+        ((state, record),) = scratch.session["oidc_states"].items()
+        flow = Flow(
+            purpose=self.purpose,
+            user_pk=_user_pk(request),
+            issuer=conf.issuer,
+            redirect_uri=redirect_uri,
+            next_url=flows.safe_next(request, request.POST.get("next", "")),
+            nonce=record["nonce"],
+            code_verifier=record["code_verifier"],
+        )
+        flows.begin(request, state, flow)
+        return response
+
+    def get_extra_params(self, request: Any) -> dict[str, str]:
+        return {"redirect_uri": request.everifin_redirect_uri}
+
+
+@door
+class LoginView(StartView):
+    """Log a visitor in with Everifin."""
+
+    purpose = Purpose.LOGIN
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        _login_backend()
+        if request.user.is_authenticated:
+            asked_for = request.POST.get("next") or request.GET.get("next")
+            return HttpResponseRedirect(flows.next_or_default(request, asked_for))
+        return super().dispatch(request, *args, **kwargs)
+
+
+@door
+class ConnectView(StartView):
+    """Connect Everifin to the user who is logged in."""
+
+    purpose = Purpose.CONNECT
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        if not request.user.is_authenticated:
+            return redirect_to_login(request.get_full_path())
+        return super().dispatch(request, *args, **kwargs)
+
+
+@door
+class CallbackView(OIDCAuthenticationCallbackView):
+    """
+    Take a visitor back from Everifin. The answer is a redirect, or a page that says what went
+    wrong.
+    """
+
+    http_method_names = ["get"]
+    get_settings = staticmethod(oidc_setting)
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        try:
+            response = self._take_back(request, _parameters(request))
+        except LoginError as error:
+            response = _stopped(
+                request,
+                error.reason,
+                notices.BY_REASON.get(error.reason, notices.NOT_TRUSTED),
+                status=400,
+            )
+        response["Referrer-Policy"] = "no-referrer"
+        return response
+
+    def _take_back(self, request: HttpRequest, parameters: dict[str, Secret]) -> HttpResponse:
+        flow = flows.finish(request, parameters["state"])
+        if parameters.get("iss", Secret(conf.issuer)) != Secret(conf.issuer):
+            raise LoginError("issuer_foreign")
+        if "error" in parameters:
+            return self._refused_at_everifin(request, flow, parameters["error"].reveal())
+        if parameters.get("code", NO_CODE) == NO_CODE:
+            raise LoginError("code_missing")
+        if _user_pk(request) != flow.user_pk:
+            # A login is begun by nobody yet, a connection by the user it is for.
+            raise LoginError("user_changed")
+        return self._redeem(request, flow, parameters["code"])
+
+    def _refused_at_everifin(self, request: HttpRequest, flow: Flow, error: str) -> HttpResponse:
+        """
+        The visitor cancelled, or Everifin could not: back to the page with the button, with a
+        sentence.
+        """
+        outage = notices.UNAVAILABLE if error in NOTICE_OF_OUTAGE else notices.FAILED
+        notice = NOTICE_OF_ERROR.get(error, outage)
+        security_logger.info("A %s with Everifin ended there: %s.", flow.purpose, notice)
+        return _start_again(request, flow, notice)
+
+    def _redeem(self, request: HttpRequest, flow: Flow, code: Secret) -> HttpResponse:
+        backend = _login_backend() if flow.purpose == Purpose.LOGIN else EverifinBackend()
+        try:
+            grant = backend.redeem(code, flow)
+        except (UnavailableError, RefusedError) as error:
+            return self._not_redeemed(request, flow, error)
+        try:
+            user = self._store(request, flow, backend, grant)
+        except IdentityTakenError:
+            return _stopped(request, "identity_taken", notices.TAKEN, status=409)
+        if user is None:
+            revocation.reject(grant.tokens, "no_user")
+            return _stopped(request, "no_user", notices.NO_USER, status=403)
+        if flow.purpose == Purpose.LOGIN:
+            auth.login(request, user, backend=backend.path)
+        return HttpResponseRedirect(flows.next_or_default(request, flow.next_url))
+
+    def _store(
+        self, request: HttpRequest, flow: Flow, backend: EverifinBackend, grant: Grant
+    ) -> Any:
+        """The user who has the grant from now on; None if nobody here shall have it."""
+        try:
+            flows.reread_session(request)
+            if flow.purpose == Purpose.LOGIN:
+                return backend.authenticate(request, everifin_grant=grant)
+            tokens.keep(request.user, grant.tokens, grant.identity)
+        except BaseException as error:
+            # Whatever it was: nobody has this grant, so it must not stay alive at Everifin.
+            is_taken = isinstance(error, IdentityTakenError)
+            revocation.reject(grant.tokens, "identity_taken" if is_taken else "login_failed")
+            raise
+        return request.user
+
+    def _not_redeemed(self, request: HttpRequest, flow: Flow, error: APIError) -> HttpResponse:
+        flows.reread_session(request)
+        if isinstance(error, UnavailableError):
+            return unavailable(request, error.retry_after_seconds)
+        security_logger.error("Everifin refused the login code: %s.", error.code)
+        return _start_again(request, flow, notices.FAILED)
+
+
+@door
+class LogoutView(View):
+    """
+    End the connection and the session here. The local part never waits longer than the deadline.
+    """
+
+    http_method_names = ["post", "options"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        user = request.user
+        auth.logout(request)
+        if user.is_authenticated:
+            tokens.forget(user, "logout")
+        home = settings.LOGOUT_REDIRECT_URL or get_script_prefix()
+        return HttpResponseRedirect(resolve_url(home))
+
+
+@door
+class DisconnectView(View):
+    """End the connection; the user stays logged in."""
+
+    http_method_names = ["post", "options"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        if request.user.is_authenticated:
+            tokens.forget(request.user, "disconnected")
+        return HttpResponseRedirect(flows.next_or_default(request, request.POST.get("next", "")))
+
+
+def _parameters(request: HttpRequest) -> dict[str, Secret]:
+    """
+    The answer's parameters, taken out of the request: a report about a later error must not show
+    the code.
+
+    Errors: LoginError if one comes twice, is too long, or the state is missing.
+    """
+    query = _take_query(request)
+    parameters = {}
+    for name, longest in LONGEST_PARAMETERS.items():
+        values = query.getlist(name)
+        if len(values) > 1 or any(len(value) > longest for value in values):
+            raise LoginError("parameters_malformed")
+        if values:
+            parameters[name] = Secret(values[0])
+    if "state" not in parameters:
+        raise LoginError("state_missing")
+    return parameters
+
+
+def _take_query(request: HttpRequest) -> QueryDict:
+    """
+    The query, taken from all the places where the request holds it: servers and proxies leave
+    copies, such as RAW_URI and X-Original-URI.
+    """
+    environ = request.META
+    text = environ["QUERY_STRING"]
+    query, request.GET = request.GET, QueryDict()
+    for name, value in environ.items():
+        if isinstance(value, str) and f"?{value}".endswith(f"?{text}"):
+            environ[name] = value.removesuffix(text)
+    if isinstance(request, ASGIRequest):
+        cast("dict[str, Any]", request.scope)["query_string"] = b""
+    return query
+
+
+def _user_pk(request: HttpRequest) -> str:
+    return str(request.user.pk) if request.user.is_authenticated else ""
+
+
+def _login_backend() -> EverifinBackend:
+    backend = login_backend()
+    if backend is None:
+        raise ImproperlyConfigured(
+            'To log users in with Everifin, add "everifin_django.backends.EverifinBackend" to '
+            "AUTHENTICATION_BACKENDS."
+        )
+    return backend
+
+
+def _start_again(request: HttpRequest, flow: Flow, notice: str) -> HttpResponse:
+    request.session[NOTICE_SESSION_KEY] = notice
+    query = f"?{urlencode({'next': flow.next_url})}" if flow.next_url else ""
+    return HttpResponseRedirect(reverse(f"everifin_django:{flow.purpose}") + query)
+
+
+def _stopped(request: HttpRequest, reason: str, notice: str, *, status: int) -> HttpResponse:
+    security_logger.warning("A login or connection with Everifin was stopped: %s.", reason)
+    return error_page(request, notice, status=status)

@@ -1,0 +1,1 @@
+"""A small site whose users read their bank accounts through everifin_django."""

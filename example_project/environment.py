@@ -1,0 +1,130 @@
+"""
+Environment variables as settings: text turned into what a setting holds.
+
+A variable that is empty counts as not set. Errors: ImproperlyConfigured, which names the variable
+and shows its value only where that is no secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+YES = frozenset({"1", "true", "yes", "on"})
+NO = frozenset({"0", "false", "no", "off"})
+
+
+def flag(text: str) -> bool:
+    if text.lower() not in YES | NO:
+        raise ValueError("must be 1 or 0")
+    return text.lower() in YES
+
+
+def words(text: str) -> list[str]:
+    """Return the parts of a comma-separated list."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def mapping(text: str) -> dict[str, str]:
+    """Return a JSON object of texts."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("must be a JSON object of texts")
+    return found
+
+
+def whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("must be a whole number") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("must be a number") from None
+
+
+EVERIFIN_SETTINGS: Mapping[str, Callable[[str], Any]] = {
+    "EVERIFIN_CLIENT_ID": str,
+    "EVERIFIN_CLIENT_SECRET": str,
+    "EVERIFIN_ENCRYPTION_KEYS": words,
+    "EVERIFIN_IDP_URL": str,
+    "EVERIFIN_API_URL": str,
+    "EVERIFIN_API_PATHS": mapping,
+    "EVERIFIN_REALM": str,
+    "EVERIFIN_ISSUER": str,
+    "EVERIFIN_SCOPES": str,
+    "EVERIFIN_USE_PKCE": flag,
+    "EVERIFIN_CLIENT_AUTH": str,
+    "EVERIFIN_REDIRECT_URI": str,
+    "EVERIFIN_CREATE_USERS": flag,
+    "EVERIFIN_TIMEOUT_SECONDS": number,
+    "EVERIFIN_DEADLINE_SECONDS": number,
+    "EVERIFIN_REFRESH_MARGIN_SECONDS": number,
+    "EVERIFIN_REFRESH_EVERY_VIEW": flag,
+    "EVERIFIN_TRUSTED_PROXIES": whole_number,
+    "EVERIFIN_CA_BUNDLE": str,
+    "EVERIFIN_PROXIES": mapping,
+}
+
+SANDBOX = {
+    "EVERIFIN_IDP_URL": "http://127.0.0.1:8001",
+    "EVERIFIN_API_URL": "http://127.0.0.1:8001",
+    "EVERIFIN_CLIENT_ID": "everifin-sandbox",
+    "EVERIFIN_CLIENT_SECRET": "everifin-sandbox-secret",
+}
+"""What ``manage.py everifin_sandbox`` says on a machine where nothing else was asked for."""
+
+
+def read(name: str, convert: Callable[[str], Any], default: Any = None) -> Any:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        return convert(text)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"The environment variable {name} {error}.") from None
+
+
+def everifin_settings() -> dict[str, Any]:
+    """Return the settings that the environment names; all others keep the app's own defaults."""
+    found = {name: read(name, convert) for name, convert in EVERIFIN_SETTINGS.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def development_secrets(path: Path) -> dict[str, Any]:
+    """
+    Return SECRET_KEY and EVERIFIN_ENCRYPTION_KEYS for this checkout, made once and kept in *path*.
+
+    Two processes that start together agree: a finished file is put in place, by one of them only.
+    """
+    if not path.exists():
+        key = base64.b64encode(secrets.token_bytes(32)).decode()
+        made = {
+            "SECRET_KEY": secrets.token_urlsafe(50),
+            "EVERIFIN_ENCRYPTION_KEYS": [f"development:{key}"],
+        }
+        draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        draft.touch(mode=0o600)
+        draft.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found

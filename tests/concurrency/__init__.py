@@ -1,0 +1,1 @@
+"""Many at once: threads and processes that want the same token."""

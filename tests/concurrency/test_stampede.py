@@ -1,0 +1,127 @@
+"""F1: however many want a token that ran out, Everifin is asked once and all are served."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connections
+from django.utils import timezone
+
+from everifin_django import tokens
+from everifin_django.models import BankToken
+from everifin_django.refresh import current
+from everifin_django.testing.sandbox import Sandbox
+from everifin_django.testing.sandbox.server import serve
+from tests.concurrency.stampede import stampede
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+AHEAD_OF_TIME = timedelta(minutes=6)
+
+
+def _run_out(connection: BankToken) -> None:
+    BankToken.objects.filter(pk=connection.pk).update(
+        asked_at=timezone.now() - AHEAD_OF_TIME, access_expires_at=timezone.now()
+    )
+
+
+def _together(count: int, action: Any) -> list[Any]:
+    """What *count* threads came back with, all begun at one moment."""
+    start = threading.Barrier(count)
+    results: list[Any] = []
+
+    def work() -> None:
+        start.wait()
+        try:
+            results.append(action())
+        except Exception as error:  # noqa: BLE001 - the test looks at whatever came back
+            results.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_f1_threads_that_need_a_new_token_at_once(connected, everifin):
+    _run_out(connected)
+    user = connected.user
+    loans = _together(16, lambda: tokens.lend(user))
+    assert {loan.version for loan in loans} == {2}
+    assert len(loans) == 16
+    assert everifin.calls["token.refresh_token"] == 1
+    assert everifin.double_spends == 0
+
+
+def test_f2_threads_in_the_advisory_window_do_not_wait(connected, everifin):
+    BankToken.objects.filter(pk=connected.pk).update(
+        asked_at=timezone.now() - timedelta(seconds=270),
+        access_expires_at=timezone.now() + timedelta(seconds=30),
+    )
+    user = connected.user
+    all_others_are_served = threading.Event()
+    everifin.sleep = all_others_are_served.wait
+    everifin.faults.add("token.refresh_token", latency_seconds=9, times=1)
+    versions: list[int] = []
+
+    def lend() -> None:
+        versions.append(tokens.lend(user).version)
+        if len(versions) == 7:
+            all_others_are_served.set()
+
+    assert _together(8, lend) == [None] * 8
+    assert sorted(versions) == [1] * 7 + [2]
+    assert versions[-1] == 2
+    assert everifin.calls["token.refresh_token"] == 1
+
+
+def test_f20_a_logout_in_the_same_moment_leaves_no_live_grant(connected, everifin):
+    _run_out(connected)
+    user = connected.user
+    logout = threading.Lock()
+
+    def refresh_or_log_out() -> object:
+        if logout.acquire(blocking=False):
+            return tokens.forget(user)
+        return tokens.lend(user)
+
+    _together(8, refresh_or_log_out)
+    assert BankToken.objects.get().status == "disconnected"
+    assert everifin.live_sessions() == 0
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(2, 16)])
+def test_f1_processes_that_need_a_new_token_at_once(
+    client, django_user_model, settings, processes, threads
+):
+    """32 simultaneous requests through a real site, Everifin over HTTP, strict rotation."""
+    sandbox = Sandbox(rotation="strict", redirect_uris=("http://testserver/everifin/callback/",))
+    with serve(sandbox) as server:
+        at_everifin = {"EVERIFIN_IDP_URL": server.url, "EVERIFIN_API_URL": server.url}
+        for name, value in at_everifin.items():
+            setattr(settings, name, value)
+        user = django_user_model.objects.create_user("holder")
+        client.force_login(user)
+        start = client.post("/everifin/connect/")
+        client.get(sandbox.authorize(start["Location"]))
+        _run_out(BankToken.objects.get())
+
+        answers = stampede(
+            client.session.session_key,
+            processes=processes,
+            threads=threads,
+            settings=at_everifin,
+        )
+
+        assert [answer["status"] for answer in answers] == [200] * (processes * threads)
+        assert sandbox.calls["token.refresh_token"] == 1
+        assert sandbox.double_spends == 0
+        # The grant is alive: it can be refreshed again.
+        assert current(user, rejected_version=2).token_version == 3

@@ -1,0 +1,50 @@
+"""Surroundings every test has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from everifin_django.models import BankToken
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(
+    django_db_modify_db_settings_parallel_suffix: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """
+    Put SQLite's test database into a file of this process.
+
+    Threads that share one database in memory meet locks no site ever sees, and no timeout helps.
+    """
+    if connection.vendor == "sqlite":
+        name = tmp_path_factory.mktemp("database") / "test.sqlite3"
+        connection.settings_dict["TEST"]["NAME"] = str(name)
+
+
+@pytest.fixture
+def connected(client, everifin, everifin_connect, django_user_model) -> BankToken:
+    """A live connection, made through the real views; ``client`` is logged in as its user."""
+    user = django_user_model.objects.create_user("holder")
+    client.force_login(user)
+    everifin_connect(client)
+    return BankToken.objects.select_related("user").get(user=user)
+
+
+@pytest.fixture
+def age() -> Callable[..., None]:
+    """Give a function that makes a connection's tokens older, as if time had passed."""
+
+    def age(connection: Any, **passed: Any) -> None:
+        by = timedelta(**passed)
+        BankToken.objects.filter(pk=connection.pk).update(
+            asked_at=connection.asked_at - by,
+            access_expires_at=connection.access_expires_at - by,
+        )
+
+    return age

@@ -1,0 +1,281 @@
+"""What ``manage.py check`` says: one wrong setting, one message with its id and a hint."""
+
+import base64
+import hashlib
+import socket
+
+import pytest
+from django.conf import settings as site
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.core.checks import CheckMessage, run_checks
+from django.core.management import CommandError, call_command
+from django.test import override_settings
+
+from everifin_django.backends import EverifinBackend
+from everifin_django.conf import SETTING_NAMES
+from everifin_django.middleware import EverifinMiddleware
+
+TAG = "everifin_django"
+KEY = base64.b64encode(b"k" * 32).decode()
+MIDDLEWARE = "everifin_django.middleware.EverifinMiddleware"
+AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
+SECRET_KEY = "a secret key of the site, long enough to be cut"
+WEIRD = [None, 5, -1.5, b"bytes", "ž\n", "", [], ["list"], {"a": 1}, {"set"}, len, object]
+DEPLOYED = {
+    "EVERIFIN_REDIRECT_URI": "https://site.test/everifin/callback/",
+    "SESSION_COOKIE_SECURE": True,
+}
+
+
+class OwnMiddleware(EverifinMiddleware):
+    """A site's own version."""
+
+
+class OwnAuthentication(AuthenticationMiddleware):
+    """A site's own version."""
+
+
+class OwnBackend(EverifinBackend):
+    """A site's own version."""
+
+
+def messages(*, deploy: bool = False) -> list[CheckMessage]:
+    return run_checks(tags=[TAG], include_deployment_checks=deploy)
+
+
+def ids(*, deploy: bool = False) -> list[str]:
+    return [str(message.id).removeprefix("everifin_django.") for message in messages(deploy=deploy)]
+
+
+def without(*names: str) -> list[str]:
+    return [name for name in site.MIDDLEWARE if name not in names]
+
+
+def key(material: bytes) -> list[str]:
+    return [f"a:{base64.b64encode(material).decode()}"]
+
+
+WRONG = [
+    ("E001", {"EVERIFIN_CLIENT_ID": ""}),
+    ("E001", {"EVERIFIN_CLIENT_ID": None}),
+    ("E002", {"EVERIFIN_CLIENT_SECRET": ""}),
+    ("E002", {"EVERIFIN_CLIENT_SECRET": b"secret"}),
+    ("E003", {"EVERIFIN_ENCRYPTION_KEYS": []}),
+    ("E003", {"EVERIFIN_ENCRYPTION_KEYS": f"a:{KEY}"}),
+    ("E004", {"EVERIFIN_ENCRYPTION_KEYS": [KEY]}),
+    ("E004", {"EVERIFIN_ENCRYPTION_KEYS": ["a:!"]}),
+    ("E004", {"EVERIFIN_ENCRYPTION_KEYS": key(b"short")}),
+    ("E004", {"EVERIFIN_ENCRYPTION_KEYS": [None]}),
+    ("E005", {"EVERIFIN_ENCRYPTION_KEYS": [f"a:{KEY}", f"a:{KEY}"]}),
+    ("E007", {"EVERIFIN_IDP_URL": "http://idp.test"}),
+    ("E007", {"EVERIFIN_API_URL": "api.test"}),
+    ("E007", {"EVERIFIN_ISSUER": "http://idp.test/auth/realms/x"}),
+    ("E007", {"EVERIFIN_REDIRECT_URI": "http://site.test/everifin/callback/"}),
+    ("E007", {"EVERIFIN_REDIRECT_URI": "/everifin/callback/"}),
+    ("E008", {"EVERIFIN_TIMEOUT_SECONDS": 0}),
+    ("E008", {"EVERIFIN_DEADLINE_SECONDS": 3600}),
+    ("E008", {"EVERIFIN_REFRESH_MARGIN_SECONDS": "60"}),
+    ("E009", {"EVERIFIN_CLIENT_AUTH": "post"}),
+    ("E010", {"EVERIFIN_TRUSTED_PROXIES": -1}),
+    ("E010", {"EVERIFIN_TRUSTED_PROXIES": True}),
+    ("E011", {"MIDDLEWARE": without(MIDDLEWARE)}),
+    ("E012", {"MIDDLEWARE": [MIDDLEWARE, *without(MIDDLEWARE)]}),
+    ("E013", {"SESSION_ENGINE": "django.contrib.sessions.backends.signed_cookies"}),
+    ("E014", {"SESSION_COOKIE_SAMESITE": "Strict"}),
+    ("E014", {"SESSION_COOKIE_SAMESITE": "strict"}),
+    ("E015", {"EVERIFIN_SCOPES": "ais"}),
+    ("E017", {"EVERIFIN_API_PATHS": {"nonsense": "/v1/nonsense"}}),
+    ("E017", {"EVERIFIN_API_PATHS": {"account": "/v1/accounts"}}),
+    ("E017", {"EVERIFIN_API_PATHS": {"banks": "v1/banks"}}),
+    ("E018", {"EVERIFIN_REALM": "a/b"}),
+    ("E018", {"EVERIFIN_SCOPES": ["openid", "ais"]}),
+    ("E018", {"EVERIFIN_USE_PKCE": "True"}),
+    ("E018", {"EVERIFIN_CREATE_USERS": "False"}),
+    ("E018", {"EVERIFIN_REFRESH_EVERY_VIEW": 1}),
+    ("E018", {"EVERIFIN_CA_BUNDLE": "/nowhere/ca.pem"}),
+    ("E018", {"EVERIFIN_PROXIES": "http://proxy.test"}),
+    ("W001", {"EVERIFIN_CLIENTID": "x"}),
+]
+DERIVED = {
+    "sha256": hashlib.sha256(SECRET_KEY.encode()).digest(),
+    "sha3": hashlib.sha3_256(SECRET_KEY.encode()).digest(),
+    "blake2": hashlib.blake2s(SECRET_KEY.encode()).digest(),
+    "cut": SECRET_KEY.encode()[:32],
+    "encoded": base64.b64encode(SECRET_KEY.encode())[:32],
+}
+
+
+def test_a_right_configuration_is_silent():
+    assert messages() == []
+
+
+def test_a_right_deployment_is_silent():
+    with override_settings(**DEPLOYED):
+        assert messages(deploy=True) == []
+
+
+@pytest.mark.parametrize(("check_id", "overrides"), WRONG)
+def test_a_wrong_setting_has_one_message_with_a_hint(check_id, overrides):
+    with override_settings(**overrides):
+        (message,) = messages()
+    assert message.id == f"everifin_django.{check_id}"
+    assert message.hint
+    assert message.is_serious() == check_id.startswith("E")
+    assert all(name in message.msg + message.hint for name in overrides)
+
+
+@pytest.mark.parametrize("material", DERIVED.values(), ids=DERIVED.keys())
+@pytest.mark.parametrize("secret_key", [SECRET_KEY, SECRET_KEY.encode()], ids=["text", "bytes"])
+def test_a_key_made_from_the_secret_key_is_found(material, secret_key):
+    with override_settings(SECRET_KEY=secret_key, EVERIFIN_ENCRYPTION_KEYS=key(material)):
+        (message,) = messages()
+    assert (message.id, bool(message.hint)) == ("everifin_django.E006", True)
+    assert "'a'" in message.msg
+
+
+def test_a_short_secret_key_that_was_filled_up_is_found():
+    material = b"short".ljust(32, b"\0")
+    with override_settings(SECRET_KEY="short", EVERIFIN_ENCRYPTION_KEYS=key(material)):
+        assert ids() == ["E006"]
+
+
+def test_an_empty_secret_key_is_left_to_django():
+    with override_settings(SECRET_KEY=""):
+        assert messages() == []
+
+
+@pytest.mark.parametrize("name", ["EVERIFIN_IDP_URL", "EVERIFIN_API_URL", "EVERIFIN_REDIRECT_URI"])
+def test_the_sandbox_is_welcome_until_deployment(name):
+    with override_settings(**{**DEPLOYED, name: "http://127.0.0.1:8001"}):
+        assert messages() == []
+        (message,) = messages(deploy=True)
+    assert (message.id, bool(message.hint)) == ("everifin_django.E016", True)
+    assert name in message.msg
+
+
+@pytest.mark.parametrize(
+    ("check_id", "overrides"),
+    [
+        ("W002", {"EVERIFIN_REDIRECT_URI": None}),
+        ("W002", {"EVERIFIN_REDIRECT_URI": ""}),
+        ("W003", {"SESSION_COOKIE_SECURE": False}),
+    ],
+)
+def test_a_deployment_is_warned(check_id, overrides):
+    with override_settings(**{**DEPLOYED, **overrides}):
+        assert messages() == []
+        (message,) = messages(deploy=True)
+    assert message.id == f"everifin_django.{check_id}"
+    assert message.hint
+    assert not message.is_serious()
+
+
+@pytest.mark.parametrize("name", sorted(SETTING_NAMES))
+@pytest.mark.parametrize("value", WEIRD, ids=lambda value: type(value).__name__)
+def test_no_value_is_a_traceback(name, value):
+    with override_settings(**{**DEPLOYED, name: value}):
+        found = messages(deploy=True)
+    assert all(name in message.msg for message in found)
+    assert len(found) <= 1
+
+
+@pytest.mark.parametrize("name", sorted(SETTING_NAMES))
+def test_a_wrong_value_of_any_setting_is_found(name):
+    with override_settings(**{name: object()}):
+        (message,) = messages()
+    assert name in message.msg
+    assert message.hint
+
+
+def test_every_wrong_key_has_its_message():
+    with override_settings(EVERIFIN_ENCRYPTION_KEYS=["a:!", f"b:{KEY}", "c:!"]):
+        found = messages()
+    assert [message.id for message in found] == ["everifin_django.E004"] * 2
+    assert ["'a'" in found[0].msg, "'c'" in found[1].msg] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "keys", [[KEY], [f"a:{KEY[:-4]}"], [f"a:{KEY}", f"a:{KEY}"], f"a:{KEY}"], ids=len
+)
+def test_messages_do_not_show_keys(keys):
+    with override_settings(EVERIFIN_ENCRYPTION_KEYS=keys):
+        (message,) = messages()
+    assert KEY[:20] not in str(message)
+
+
+def test_a_wrong_address_is_not_reported_as_the_issuer_too():
+    with override_settings(EVERIFIN_IDP_URL="http://idp.test"):
+        (message,) = messages()
+    assert "EVERIFIN_IDP_URL" in message.msg
+
+
+def test_wrong_scopes_are_reported_once_also_with_the_backend():
+    with override_settings(EVERIFIN_SCOPES=5):
+        assert ids() == ["E018"]
+
+
+def test_a_sites_own_backend_needs_openid_too():
+    backends = [f"{__name__}.OwnBackend"]
+    with override_settings(EVERIFIN_SCOPES="ais", AUTHENTICATION_BACKENDS=backends):
+        assert ids() == ["E015"]
+
+
+def test_without_the_backend_nobody_needs_openid():
+    backends = ["django.contrib.auth.backends.ModelBackend", "no.such.Backend"]
+    with override_settings(EVERIFIN_SCOPES="ais", AUTHENTICATION_BACKENDS=backends):
+        assert ids() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        (MIDDLEWARE, f"{__name__}.OwnMiddleware"),
+        (AUTHENTICATION, f"{__name__}.OwnAuthentication"),
+    ],
+)
+def test_a_sites_own_middleware_counts(name, own):
+    middleware = [own if one == name else one for one in site.MIDDLEWARE]
+    with override_settings(MIDDLEWARE=middleware):
+        assert ids() == []
+
+
+def test_middleware_that_cannot_be_imported_is_left_to_django():
+    with override_settings(MIDDLEWARE=["no.such.Middleware", *site.MIDDLEWARE]):
+        assert ids() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("EVERIFIN_CLIENTID", "Did you mean EVERIFIN_CLIENT_ID?"),
+        ("EVERIFIN_TIMEOUT", "Did you mean EVERIFIN_TIMEOUT_SECONDS?"),
+        ("EVERIFIN_QQQQQQQQQQQQQQQQQQQQQQ", "README lists the settings."),
+    ],
+)
+def test_a_misspelt_setting_gets_a_suggestion(name, hint):
+    with override_settings(**{name: "x"}):
+        (message,) = messages()
+    assert name in message.msg
+    assert message.hint == hint
+
+
+def test_the_command_fails_with_id_and_hint(settings):
+    settings.EVERIFIN_CLIENT_SECRET = ""
+    with pytest.raises(CommandError, match=r"(?s)everifin_django\.E002.*HINT: .*everifin_sandbox"):
+        call_command("check")
+
+
+def test_the_command_passes_a_right_configuration(capsys):
+    call_command("check")
+    assert "no issues" in capsys.readouterr().out
+
+
+def test_no_check_asks_network_or_database(monkeypatch):
+    """pytest-django refuses the database; this refuses the rest."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a check asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert set(ids(deploy=True)) == {"W002", "W003"}

@@ -1,0 +1,704 @@
+"""The bank API: what is sent, what is made of the answers, and who is told what went wrong."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from everifin_django import bank
+from everifin_django.client import Client, EndUser
+from everifin_django.exceptions import (
+    AnswerError,
+    AnswerLostError,
+    EverifinError,
+    InvalidRequestError,
+    NotAuthorizedError,
+    NotFoundError,
+    RefusedError,
+    ScopeMissingError,
+    TokenMissingError,
+    UnavailableError,
+)
+from everifin_django.secret import Secret
+from everifin_django.transport import AGENT
+from tests import hostile
+from tests.hostile import Server, answer_json, report
+from tests.testing import Site
+
+CANARY = "canary-d07e5b"
+EDGE = f"<!DOCTYPE html><h1>Blocked</h1>{CANARY}"
+
+
+@dataclass
+class Source:
+    """Lends a token, and a newer one when it is refused."""
+
+    token: Secret
+    newer: Callable[[], Secret] | None = None
+    lent: int = 0
+    rejected: list[Secret] = field(default_factory=list)
+
+    def lend(self) -> Secret:
+        self.lent += 1
+        return self.token
+
+    def renew(self, rejected: Secret) -> Secret:
+        self.rejected.append(rejected)
+        self.token = self.newer() if self.newer else self.token
+        return self.token
+
+
+@pytest.fixture
+def source(everifin) -> Source:
+    site = Site(everifin)
+    return Source(Secret(site.tokens()["access_token"]))
+
+
+@pytest.fixture
+def client(source) -> Client:
+    return Client(source)
+
+
+@pytest.fixture
+def account_id(everifin, client) -> str:
+    first: bank.Account = next(iter(client.accounts()))
+    everifin.calls.clear()
+    return first.id
+
+
+@pytest.fixture
+def answer(everifin) -> Callable[..., None]:
+    """Give a function that says what the bank API answers from now on."""
+
+    def prepare(body: object, *, where: str = "api", **options: Any) -> None:
+        text = body if isinstance(body, str) else json.dumps(body)
+        everifin.faults.add(where, body=text, content_type="application/json", **options)
+
+    return prepare
+
+
+def error_body(code: object, **more: object) -> dict[str, Any]:
+    return {"meta": {"status": "ERROR"}, "errors": [{"code": code, "title": CANARY, **more}]}
+
+
+def page(*rows: Any, **pagination: Any) -> dict[str, Any]:
+    return {"meta": {"status": "SUCCESS", "pagination": pagination}, "data": list(rows)}
+
+
+def refused(call: Callable[[], object], kind: type[EverifinError], *canaries: str) -> Any:
+    """Return the error of *call*, in whose report no canary is seen."""
+    with pytest.raises(EverifinError) as caught:
+        call()
+    assert type(caught.value) is kind
+    shown = report(caught.value)
+    for canary in (CANARY, *canaries):
+        assert canary not in shown
+    return caught.value
+
+
+class TestReading:
+    def test_accounts_come_with_balances(self, client):
+        accounts = list(client.accounts())
+        assert len(accounts) == 3
+        assert all(isinstance(account, bank.Account) for account in accounts)
+        assert all(account.balance and account.balance.currency for account in accounts)
+        assert isinstance(accounts[0].balances[0].amount, Decimal)
+
+    def test_one_account(self, client, account_id):
+        account = client.account(account_id)
+        assert account.id == account_id
+        assert client.account(int(account_id)) == account
+
+    def test_transactions_come_over_all_pages(self, client, account_id, everifin):
+        rows = list(client.transactions(account_id))
+        assert len({row.id for row in rows}) == len(rows) > 500
+        assert everifin.calls["api.transactions"] == -(-len(rows) // 50)
+
+    def test_one_transaction(self, client, account_id):
+        first = next(iter(client.transactions(account_id)))
+        assert client.transaction(account_id, first.id) == first
+
+    def test_banks(self, client):
+        assert {one.country_code for one in client.banks()} == {"EFT"}
+
+    def test_any_other_call(self, client, account_id):
+        envelope = client.request("GET", f"/v1/bank-accounts/{account_id}", params={})
+        assert envelope["data"]["id"] == account_id
+        assert envelope["meta"] == {"status": "SUCCESS"}
+        amount = envelope["data"]["balances"][0]["amount"]
+        assert isinstance(amount, Decimal | int)
+
+    def test_a_call_without_content_gives_an_empty_envelope(self, client, everifin):
+        everifin.faults.add("api", status=204, body="")
+        assert client.request("GET", "/v1/banks") == {}
+
+    def test_corrected_paths_are_used(self, client, settings, everifin):
+        settings.EVERIFIN_API_PATHS = {
+            "accounts": "/api/v1/bank-accounts",
+            "account": "/api/v1/bank-accounts/{account_id}",
+        }
+        first = next(iter(client.accounts()))
+        assert everifin.last_request["api.accounts"].path == "/api/v1/bank-accounts"
+        assert client.account(first.id) == first
+
+    def test_the_clients_repr_shows_no_token(self, client, source):
+        assert source.token.reveal() not in repr(client) + repr(source)
+
+
+class TestRequests:
+    def headers(self, everifin) -> Any:
+        return everifin.last_request["api.accounts"].headers
+
+    def test_the_token_and_the_kind_of_content_are_sent(self, client, source, everifin):
+        list(client.accounts())
+        headers = self.headers(everifin)
+        assert headers["Authorization"] == f"Bearer {source.token.reveal()}"
+        assert headers["Accept"] == "application/json"
+        assert headers["Content-Type"] == "application/json"
+        assert headers["Accept-Encoding"] == "gzip"
+
+    def test_the_person_present_is_named(self, source, everifin):
+        person = EndUser(ip="203.0.113.7", user_agent="Mozilla/5.0 (X11)")
+        list(Client(source, end_user=person).accounts())
+        headers = self.headers(everifin)
+        assert headers["User-Agent"] == "Mozilla/5.0 (X11)"
+        assert headers["client-ip-address"] == "203.0.113.7"
+
+    @pytest.mark.parametrize("person", [None, EndUser(), EndUser(user_agent=" ")])
+    def test_nobody_is_named_when_nobody_is_there(self, source, everifin, person):
+        list(Client(source, end_user=person).accounts())
+        headers = self.headers(everifin)
+        assert headers["User-Agent"] == AGENT
+        assert "client-ip-address" not in headers
+
+    @pytest.mark.parametrize("agent", [" Mozilla/5.0 ", "Mozilla/5.0"])
+    def test_spaces_around_the_agent_are_cut(self, source, everifin, agent):
+        list(Client(source, end_user=EndUser(user_agent=agent)).accounts())
+        assert self.headers(everifin)["User-Agent"] == "Mozilla/5.0"
+
+    @pytest.mark.parametrize("ip", ["203.0.113.7", "2001:db8::1"])
+    def test_addresses_are_those_of_the_internet(self, ip):
+        assert EndUser(ip=ip).ip == ip
+
+    @pytest.mark.parametrize(
+        "ip",
+        ["", "localhost", "1.2.3", "1.2.3.4:80", "fe80::1%eth0", "1.2.3.4\r\nX: y", "1.2.3.4 "],
+    )
+    def test_all_else_is_no_address(self, ip):
+        with pytest.raises(ValueError, match="ip is not an IP address") as caught:
+            EndUser(ip=ip)
+        assert not ip or ip not in str(caught.value)
+
+    @pytest.mark.parametrize("agent", ["a\r\nX-Evil: 1", "ž", "a\0", "a\t"])
+    def test_an_agent_is_printable(self, agent):
+        with pytest.raises(ValueError, match="user_agent is not printable"):
+            EndUser(user_agent=agent)
+
+    def test_a_token_with_a_line_break_is_not_sent(self, everifin):
+        call = Client(Source(Secret(f"{CANARY}\r\nX-Evil: 1"))).accounts()
+        refused(lambda: next(call), InvalidRequestError)
+        assert everifin.calls["api"] == 0
+
+    def test_filters_are_sent_in_everifins_spelling(self, client, account_id, everifin):
+        moment = datetime(2026, 3, 4, 9, 11, 2, 120_999, tzinfo=timezone(timedelta(hours=1)))
+        list(
+            client.transactions(
+                account_id,
+                updated_from=moment,
+                created_from=datetime(2026, 3, 4, tzinfo=UTC),
+                booking_date_from=date(2026, 3, 4),
+                booking_date_to="2027-01-01",
+                value_date_from=date(2026, 3, 5),
+                value_date_to=date(2027, 1, 1),
+                direction=bank.Direction.IN,
+                page_size=20,
+            )
+        )
+        assert everifin.last_request["api.transactions"].query == {
+            "updatedFrom": "2026-03-04T08:11:02.120Z",
+            "createdFrom": "2026-03-04T00:00:00.000Z",
+            "bookingDateFrom": "2026-03-04T00:00:00.000Z",
+            "bookingDateTo": "2027-01-01",
+            "valueDateFrom": "2026-03-05T00:00:00.000Z",
+            "valueDateTo": "2027-01-01T00:00:00.000Z",
+            "direction": "IN",
+            "countPerPage": "20",
+            "page": everifin.last_request["api.transactions"].query["page"],
+        }
+
+    def test_filters_filter(self, client, account_id):
+        everything = list(client.transactions(account_id))
+        middle = everything[len(everything) // 2].booking_date
+        outgoing = list(client.transactions(account_id, booking_date_from=middle, direction="OUT"))
+        assert outgoing == [
+            row
+            for row in everything
+            if row.booking_date >= middle and row.direction is bank.Direction.OUT
+        ]
+
+    def test_filters_that_are_not_given_are_not_sent(self, client, account_id, everifin):
+        next(iter(client.transactions(account_id)))
+        query = everifin.last_request["api.transactions"].query
+        assert query == {"page": "1", "countPerPage": "50"}
+
+    def test_a_moment_without_zone_is_the_callers_mistake(self, client, account_id):
+        naive = datetime(2026, 3, 4)  # noqa: DTZ001 - which is the mistake
+        with pytest.raises(ValueError, match="needs a time zone"):
+            client.transactions(account_id, updated_from=naive)
+
+
+class TestPages:
+    def test_nothing_is_sent_before_the_first_item(self, client, source, account_id, everifin):
+        everifin.calls.clear()
+        lent = source.lent
+        lists: list[Iterator[Any]] = [
+            client.accounts(),
+            client.transactions(account_id),
+            client.banks(),
+        ]
+        assert (everifin.calls["api"], source.lent) == (0, lent)
+        for one in lists:
+            next(one)
+        assert everifin.calls["api"] == 3
+
+    def test_who_stops_early_asks_for_no_more(self, client, account_id, everifin):
+        assert len(list(islice(client.transactions(account_id), 50))) == 50
+        assert everifin.calls["api"] == 1
+        assert len(list(islice(client.transactions(account_id), 51))) == 51
+        assert everifin.calls["api"] == 3
+
+    def test_errors_come_while_iterating(self, client, account_id, everifin):
+        rows = client.transactions(account_id)
+        list(islice(rows, 50))
+        everifin.faults.add("api", status=503)
+        refused(lambda: next(rows), UnavailableError)
+
+    @pytest.mark.parametrize(
+        ("pagination", "requests"),
+        [
+            ({}, 1),
+            ({"nextPageUrl": None}, 1),
+            ({"nextPageUrl": ""}, 1),
+            ({"nextPageUrl": None, "last": 9}, 1),
+            ({"nextPageUrl": "/?page=2", "last": 1}, 1),
+            ({"nextPageUrl": "/?page=2", "last": 2}, 2),
+            ({"last": 2}, 2),
+            ({"last": 1}, 1),
+            ({"last": 0}, 1),
+            ({"last": "2"}, 1),
+            ({"nextPageUrl": "https://evil.test/?page=2", "last": 3}, 3),
+        ],
+        ids=repr,
+    )
+    def test_the_last_page_is_known(self, client, everifin, answer, pagination, requests):
+        for number in range(1, requests + 2):
+            answer(page({"id": number}, **pagination), times=1)
+        assert [one.id for one in client.banks()] == [str(n + 1) for n in range(requests)]
+        assert everifin.calls["api"] == requests
+
+    def test_an_empty_page_is_the_last(self, client, everifin, answer):
+        answer(page({"id": 1}, nextPageUrl="/?page=2"), times=1)
+        answer(page(nextPageUrl="/?page=3"))
+        assert len(list(client.banks())) == 1
+        assert everifin.calls["api"] == 2
+
+    @pytest.mark.parametrize(
+        "meta", [None, 5, [], {}, {"pagination": None}, {"pagination": []}, {"status": "SUCCESS"}]
+    )
+    def test_without_pagination_there_is_one_page(self, client, everifin, answer, meta):
+        answer({"meta": meta, "data": [{"id": 1}]})
+        assert len(list(client.banks())) == 1
+        assert everifin.calls["api"] == 1
+
+    def test_the_same_page_again_is_an_error_not_a_circle(self, client, everifin, answer):
+        answer(page({"id": 1, "name": CANARY}, nextPageUrl="/?page=2"))
+        refused(lambda: list(client.banks()), AnswerError)
+        assert everifin.calls["api"] == 2
+
+
+class TestShapes:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "",
+            "[]",
+            "null",
+            "5",
+            EDGE,
+            f'{{"data": {{"id": "1", "name": "{CANARY}"}}, "data": 1}}',
+            {"meta": {"status": "SUCCESS"}},
+            {"data": None},
+            {"data": CANARY},
+            {"data": [CANARY]},
+            {"data": [{"name": CANARY}]},
+            {"data": [{"id": None, "name": CANARY}]},
+            {"data": [{"id": 1}, {"id": 2, "name": [CANARY]}]},
+            {"data": {"name": CANARY}},
+            {"data": {"id": 1, "iban": {"a": CANARY}}},
+            {"data": {"id": 1, "createdAt": CANARY}},
+            {"data": {"id": 1, "balances": [{"amount": CANARY}]}},
+            {"data": {"id": 1, "balances": CANARY}},
+            {"meta": {"status": "ERROR"}, "data": {"id": 1, "name": CANARY}},
+        ],
+        ids=lambda body: repr(body)[:40],
+    )
+    def test_a_shape_that_is_not_everifins_shows_no_data(self, client, answer, body):
+        answer(body)
+        for call in (lambda: list(client.accounts()), lambda: client.account("1")):
+            error = refused(call, AnswerError)
+            assert error.path.startswith("/v1/bank-accounts")
+            assert error.method == "GET"
+
+    def test_money_that_is_none_is_not_understood(self, client, answer):
+        answer('{"data": [{"id": 1, "amount": 1e999999999}]}')
+        refused(lambda: list(client.transactions("1")), AnswerError)
+
+    def test_an_answer_that_is_too_long_is_lost(self, client, everifin):
+        everifin.faults.add("api", body=" " * (10 * 1024 * 1024 + 1))
+        refused(lambda: list(client.accounts()), AnswerLostError)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("code", "kind"),
+        [
+            ("DATA_NOT_FOUND", NotFoundError),
+            ("NOT_FOUND", NotFoundError),
+            ("REQUEST_VALIDATION_ERROR", InvalidRequestError),
+            ("INPUT_DATA_ERROR", InvalidRequestError),
+            ("NOT_AUTHORIZED", NotAuthorizedError),
+            ("INVALID_AUTH_HEADER", NotAuthorizedError),
+            ("INVALID_ACCESS_TOKEN", NotAuthorizedError),
+            ("TRANSACTION_REFRESH_ERROR", RefusedError),
+            ("ACCOUNT_REFRESH_ALREADY_RUNNING", RefusedError),
+            ("NOT_EDITABLE", RefusedError),
+            ("PAYMENT_REJECTED", RefusedError),
+            ("SOMETHING_NEW", RefusedError),
+        ],
+    )
+    @pytest.mark.parametrize("status", [200, 400, 403, 404, 409, 422])
+    def test_the_code_decides(self, client, answer, code, kind, status):
+        answer(error_body(code), status=status)
+        error = refused(lambda: client.request("GET", "/v1/banks"), kind)
+        assert (error.code, error.status) == (code, status)
+        assert (error.method, error.path) == ("GET", "/v1/banks")
+        assert str(error) == f"GET /v1/banks answered {status} {code}."
+
+    @pytest.mark.parametrize("status", [200, 400, 401, 403])
+    def test_a_missing_scope_is_the_users_to_grant(self, client, answer, status):
+        answer(error_body("INVALID_SCOPE"), status=status)
+        assert refused(lambda: client.account("1"), ScopeMissingError).missing == frozenset()
+
+    def test_a_real_missing_scope(self, everifin):
+        token = Site(everifin).tokens(scope="openid pis")["access_token"]
+        call = Client(Source(Secret(token))).accounts()
+        refused(lambda: next(call), ScopeMissingError, token)
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [
+            (429, error_body("SOME_CODE")),
+            (500, error_body("SOME_CODE")),
+            (503, error_body("SOME_CODE")),
+            (400, error_body("INTERNAL_SERVER_ERROR")),
+            (200, error_body("INTERNAL_SERVER_ERROR")),
+        ],
+    )
+    def test_trouble_at_everifin_is_temporary(self, client, answer, status, body):
+        answer(body, status=status, retry_after=7)
+        error = refused(lambda: client.account("1"), UnavailableError)
+        assert error.code == body["errors"][0]["code"]
+        assert (error.status, error.retry_after_seconds) == (status, 7)
+
+    @pytest.mark.parametrize("status", [429, 500, 502, 504])
+    def test_also_without_a_word_of_everifins(self, client, answer, status):
+        answer(EDGE, status=status)
+        error = refused(lambda: client.account("1"), UnavailableError)
+        assert (error.status, error.code, error.retry_after_seconds) == (status, None, None)
+
+    @pytest.mark.parametrize("status", [301, 302, 307, 400, 403, 404, 418])
+    @pytest.mark.parametrize(
+        "body",
+        [
+            EDGE,
+            "",
+            "[]",
+            {},
+            {"errors": None},
+            {"errors": []},
+            {"errors": {}},
+            {"errors": CANARY},
+            {"errors": [CANARY]},
+            error_body(None),
+            error_body(5),
+            error_body([CANARY]),
+            error_body(f"SOME {CANARY}"),
+            error_body("A" * 65),
+            error_body("some_code"),
+            error_body("A\n"),
+            {"data": [{"id": 1, "name": CANARY}]},
+        ],
+        ids=lambda body: repr(body)[:40],
+    )
+    def test_a_refusal_in_other_words_is_not_understood(self, client, answer, status, body):
+        answer(body, status=status)
+        error = refused(lambda: client.account("1"), AnswerError)
+        assert (error.status, error.code) == (status, None)
+
+    @pytest.mark.parametrize(
+        ("detail", "field", "rule"),
+        [
+            ({"rule": "enum", "field": "direction", "message": CANARY}, "direction", "enum"),
+            ({"field": 5, "rule": None}, None, None),
+            ({}, None, None),
+            (CANARY, None, None),
+            ([CANARY], None, None),
+            (None, None, None),
+        ],
+    )
+    def test_a_wrong_value_is_named(self, client, answer, detail, field, rule):
+        answer(error_body("REQUEST_VALIDATION_ERROR", detail=detail), status=422)
+        error = refused(lambda: client.account("1"), InvalidRequestError)
+        assert (error.field, error.rule) == (field, rule)
+
+    def test_a_real_wrong_value_is_named(self, client, account_id):
+        rows = client.transactions(account_id, direction="SIDEWAYS")
+        error = refused(lambda: next(rows), InvalidRequestError)
+        assert (error.field, error.rule, error.status) == ("direction", "enum", 422)
+
+    def test_an_account_of_somebody_else_is_not_found(self, client, everifin):
+        token = Secret(Site(everifin).tokens("bob")["access_token"])
+        theirs = next(iter(Client(Source(token)).accounts()))
+        refused(lambda: client.account(theirs.id), NotFoundError)
+
+    def test_a_lost_answer_names_the_call(self, client, everifin):
+        everifin.faults.add("api", lost="after")
+        error = refused(lambda: client.account("1"), AnswerLostError)
+        assert (error.method, error.path) == ("GET", "/v1/bank-accounts/1")
+
+
+class TestRefusedTokens:
+    def test_a_refused_token_is_renewed_once(self, client, source, everifin):
+        old = source.token
+        everifin.expire_access_tokens()
+        source.newer = lambda: Secret(Site(everifin).tokens()["access_token"])
+        assert len(list(client.accounts())) == 3
+        assert source.rejected == [old]
+        assert everifin.calls["api"] == 2
+
+    def test_a_token_refused_for_ever_is_given_up_after_two_calls(self, client, source, everifin):
+        everifin.expire_access_tokens()
+        error = refused(lambda: next(client.accounts()), NotAuthorizedError, source.token.reveal())
+        assert (error.code, error.status) == ("INVALID_ACCESS_TOKEN", 401)
+        assert (everifin.calls["api"], len(source.rejected)) == (2, 1)
+
+    @pytest.mark.parametrize("body", [EDGE, "", "[]", {}, {"errors": [CANARY]}, error_body(5)])
+    def test_the_status_is_enough(self, client, source, everifin, answer, body):
+        answer(body, status=401)
+        error = refused(lambda: client.account("1"), NotAuthorizedError)
+        assert (error.status, error.code) == (401, None)
+        assert (everifin.calls["api"], len(source.rejected)) == (2, 1)
+
+    @pytest.mark.parametrize("status", [400, 403])
+    def test_so_is_the_code(self, client, source, everifin, answer, status):
+        answer(error_body("INVALID_ACCESS_TOKEN"), status=status, times=1)
+        assert len(list(client.accounts())) == 3
+        assert (everifin.calls["api"], len(source.rejected)) == (2, 1)
+
+    def test_another_code_renews_nothing(self, client, source, everifin, answer):
+        answer(error_body("NOT_AUTHORIZED"), status=403)
+        refused(lambda: client.account("1"), NotAuthorizedError)
+        assert (everifin.calls["api"], source.rejected) == (1, [])
+
+    @pytest.mark.parametrize(
+        ("answers", "kind"),
+        [
+            ([answer_json(EDGE.encode(), "401 Unauthorized")], AnswerLostError),
+            ([answer_json(b"", "503 Busy")], UnavailableError),
+            ([answer_json(b"", "500 Broken")], UnavailableError),
+            ([], AnswerLostError),
+        ],
+        ids=["401", "503", "500", "lost"],
+    )
+    def test_a_payment_is_sent_again_only_after_a_refused_token(self, settings, answers, kind):
+        source = Source(Secret(CANARY))
+
+        def behave(server: Server, connection: socket.socket) -> None:
+            number = len(server.requests) - 1
+            one = answers[number] if number < len(answers) else hostile.hang_up
+            one(server, connection)
+
+        with Server(behave) as server:
+            settings.EVERIFIN_API_URL = server.url
+            pay = partial(Client(source).request, "POST", "/v1/payments", json={"amount": 1})
+            refused(pay, kind)
+        is_refused_token = kind is AnswerLostError and bool(answers)
+        assert [json.loads(one.body) for one in server.requests] == (
+            [{"amount": 1}] * (2 if is_refused_token else 1)
+        )
+        assert len(source.rejected) == is_refused_token
+
+    def test_what_the_source_raises_is_passed_on(self, everifin):
+        class Empty:
+            def lend(self) -> Secret:
+                raise TokenMissingError("no connection")
+
+            def renew(self, rejected: Secret) -> Secret:
+                raise NotImplementedError
+
+        refused(lambda: Client(Empty()).account("1"), TokenMissingError)
+        assert everifin.calls["api"] == 0
+
+
+class TestPaths:
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            "",
+            ".",
+            "..",
+            "...",
+            "/",
+            "a/b",
+            "../banks",
+            "1/../../banks",
+            "..\\banks",
+            "1?x=1",
+            "1#x",
+            "%2e%2e",
+            "%2E%2E%2Fbanks",
+            "..%2fbanks",
+            "1 ",
+            "1\r\n",
+            "1\0",
+            "ž",
+            "\ud800",
+            "x" * 256,
+            "1;x",
+            "{account_id}",
+            "1&x",
+        ],
+    )
+    def test_no_id_leads_elsewhere(self, client, everifin, wrong):
+        calls: list[Callable[[], object]] = [
+            lambda: client.account(wrong),
+            lambda: client.transactions(wrong),
+            lambda: client.transaction(wrong, "1"),
+            lambda: client.transaction("1", wrong),
+        ]
+        for call in calls:
+            error = refused(call, NotFoundError)
+            assert error.status is None
+        assert everifin.calls["api"] == 0
+
+    @pytest.mark.parametrize("right", ["1", "a-b_c.d~e", "a:b@c=d+e", "..a", "x" * 255])
+    def test_ids_arrive_as_they_are(self, client, everifin, right):
+        refused(lambda: client.account(right), NotFoundError)
+        assert everifin.last_request["api.account"].path == f"/v1/bank-accounts/{right}"
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "",
+            "v1/banks",
+            "https://evil.test/v1/banks",
+            "//evil.test/banks",
+            "@evil.test/banks",
+            ":80/banks",
+            "/v1/../banks",
+            "/v1/./banks",
+            "/v1/..",
+            "/..",
+            "/v1/%2e%2e/banks",
+            "/v1/%2E./banks",
+            "/v1/..%2fbanks",
+            "/v1/..%5cbanks",
+            "/v1/..\\banks",
+            "/v1/banks#x",
+            "/v1/banks\r\nX-Evil: 1",
+            "/v1/banks\0",
+            "/v1/ž",
+        ],
+    )
+    def test_no_path_leads_elsewhere(self, client, everifin, path):
+        error = refused(lambda: client.request("GET", path), InvalidRequestError)
+        assert error.status is None
+        assert everifin.calls["api"] == 0
+
+    @pytest.mark.parametrize(
+        "path", ["/v1/banks", "/v1/banks?countryCode=EFT", "/v1/banks?sort=name:asc"]
+    )
+    def test_other_paths_arrive_as_they_are(self, client, everifin, path):
+        assert client.request("GET", path, params={"page": 1})["data"]
+        assert everifin.last_request["api.banks"].path == "/v1/banks"
+        assert everifin.last_request["api.banks"].query["page"] == "1"
+
+
+class TestAsync:
+    def test_lists_have_twins(self, client, account_id):
+        async def read() -> list[list[Any]]:
+            day = date(2026, 1, 1)
+            return [
+                [one async for one in client.aaccounts()],
+                [one async for one in client.abanks()],
+                [one async for one in client.atransactions(account_id, booking_date_from=day)],
+            ]
+
+        assert asyncio.run(read()) == [
+            list(client.accounts()),
+            list(client.banks()),
+            list(client.transactions(account_id, booking_date_from=date(2026, 1, 1))),
+        ]
+
+    def test_calls_have_twins(self, client, account_id):
+        first = next(iter(client.transactions(account_id)))
+
+        async def read() -> list[Any]:
+            return [
+                await client.aaccount(account_id),
+                await client.atransaction(account_id, first.id),
+                await client.arequest("GET", "/v1/banks", params={"page": 1}),
+            ]
+
+        assert asyncio.run(read()) == [
+            client.account(account_id),
+            first,
+            client.request("GET", "/v1/banks", params={"page": 1}),
+        ]
+
+    def test_every_call_has_one(self):
+        calls = {name for name in vars(Client) if not name.startswith("_")}
+        twins = {name for name in calls if name.startswith("a") and name[1:] in calls}
+        assert twins == {f"a{name}" for name in calls - twins}
+
+    def test_they_are_as_lazy(self, client, account_id, everifin):
+        async def read() -> int:
+            rows = client.atransactions(account_id)
+            before = everifin.calls["api"]
+            await anext(rows)
+            return int(everifin.calls["api"] - before)
+
+        everifin.calls.clear()
+        assert asyncio.run(read()) == 1
+
+    def test_they_raise_alike(self, client, answer, source):
+        answer(error_body("DATA_NOT_FOUND"), status=404)
+
+        async def read() -> None:
+            await client.aaccount("1")
+
+        async def read_all() -> None:
+            async for _ in client.aaccounts():
+                pass
+
+        token = source.token.reveal()
+        refused(lambda: asyncio.run(read()), NotFoundError, token)
+        refused(lambda: asyncio.run(read_all()), NotFoundError, token)

@@ -1,0 +1,277 @@
+"""Every setting: its default, that it is read at the moment of use, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from everifin_django.conf import DEFAULT_API_PATHS, SETTING_NAMES, Conf, conf, is_secure
+from tests.hostile import report
+
+DEFAULTS = {
+    "EVERIFIN_IDP_URL": "https://app.everifin.com",
+    "EVERIFIN_REALM": "everifin_app",
+    "EVERIFIN_ISSUER": "https://app.everifin.com/auth/realms/everifin_app",
+    "EVERIFIN_API_URL": "https://api.everifin.com",
+    "EVERIFIN_API_PATHS": DEFAULT_API_PATHS,
+    "EVERIFIN_SCOPES": "openid ais",
+    "EVERIFIN_USE_PKCE": True,
+    "EVERIFIN_CLIENT_AUTH": "body",
+    "EVERIFIN_REDIRECT_URI": None,
+    "EVERIFIN_CREATE_USERS": True,
+    "EVERIFIN_TIMEOUT_SECONDS": 3,
+    "EVERIFIN_DEADLINE_SECONDS": 10,
+    "EVERIFIN_REFRESH_MARGIN_SECONDS": 60,
+    "EVERIFIN_REFRESH_EVERY_VIEW": False,
+    "EVERIFIN_TRUSTED_PROXIES": 0,
+    "EVERIFIN_CA_BUNDLE": None,
+    "EVERIFIN_PROXIES": {},
+}
+REQUIRED = {"EVERIFIN_CLIENT_ID", "EVERIFIN_CLIENT_SECRET", "EVERIFIN_ENCRYPTION_KEYS"}
+RIGHT = {
+    "EVERIFIN_CLIENT_ID": ["site", "a:b%c"],
+    "EVERIFIN_CLIENT_SECRET": ["s e c r e t"],
+    "EVERIFIN_ENCRYPTION_KEYS": [["a:b"], ("a:b", "c:d")],
+    "EVERIFIN_IDP_URL": ["https://idp.test", "https://idp.test:8443/kc", "http://127.0.0.1:8001"],
+    "EVERIFIN_REALM": ["site", "a.b-c_d~e"],
+    "EVERIFIN_ISSUER": ["https://idp.test/", "http://[::1]:8001/x"],
+    "EVERIFIN_API_URL": ["https://api.test", "http://localhost:8001"],
+    "EVERIFIN_SCOPES": ["ais", "openid ais pis"],
+    "EVERIFIN_USE_PKCE": [True, False],
+    "EVERIFIN_CLIENT_AUTH": ["body", "basic"],
+    "EVERIFIN_REDIRECT_URI": ["https://site.test/back/?x=1"],
+    "EVERIFIN_CREATE_USERS": [True, False],
+    "EVERIFIN_TIMEOUT_SECONDS": [0.1, 1, 60],
+    "EVERIFIN_DEADLINE_SECONDS": [0.1, 1, 60],
+    "EVERIFIN_REFRESH_MARGIN_SECONDS": [0.1, 1, 60],
+    "EVERIFIN_REFRESH_EVERY_VIEW": [True, False],
+    "EVERIFIN_TRUSTED_PROXIES": [0, 1, 10],
+    "EVERIFIN_CA_BUNDLE": [__file__, str(Path(__file__).parent)],
+    "EVERIFIN_PROXIES": [{}, {"https": "http://proxy.test:3128"}],
+}
+ADDRESSES = [
+    "http://idp.test",
+    "ftp://idp.test",
+    "idp.test",
+    "https://",
+    "https:idp.test",
+    "https:///path",
+    "https://user:secret@idp.test",
+    "https://idp.test/#x",
+    "https://idp.test/a b",
+    "https://idp.test\\evil",
+    "https://idp.test\r\n",
+    "https://žltý.test",
+    "https://[::1",
+    "https://idp.test:port",
+    "https://idp.test:0",
+    "http://127.0.0.1.evil.test",
+    "http://127.0.0.2",
+]
+SECONDS = [0, -1, 60.1, True, "3", float("nan"), float("inf"), 10**400]
+WRONG = {
+    "EVERIFIN_CLIENT_ID": ["", " "],
+    "EVERIFIN_CLIENT_SECRET": ["", "\n"],
+    "EVERIFIN_ENCRYPTION_KEYS": ["a:b", {"a:b"}, [], ()],
+    "EVERIFIN_IDP_URL": [*ADDRESSES, "", "https://idp.test?x=1"],
+    "EVERIFIN_REALM": ["", "..", ".a", "a/b", "a b", "a\n", "a?b", "a" * 256],
+    "EVERIFIN_ISSUER": ADDRESSES,
+    "EVERIFIN_API_URL": [*ADDRESSES, "", "https://api.test?x=1"],
+    "EVERIFIN_API_PATHS": [
+        {"nonsense": "/v1/nonsense"},
+        {"banks": "v1/banks"},
+        {"banks": "//evil.test/banks"},
+        {"banks": "/v1/../banks"},
+        {"banks": "/v1/banks?x=1"},
+        {"banks": "/v1/banks#x"},
+        {"banks": "/v1/b%61nks"},
+        {"banks": "/v1/ banks"},
+        {"banks": "/v1/ž"},
+        {"banks": ""},
+        {"account": "/v1/accounts"},
+        {"account": "/v1/accounts/{id}"},
+        {"account": "/v1/accounts/{account_id"},
+        {"account": "/v1/accounts/{account_id}/{other}"},
+        {"account": "/v1/accounts/{account_id.__class__}"},
+        {"account": None},
+        {1: "/v1/banks"},
+    ],
+    "EVERIFIN_SCOPES": ["", "  ", "openid\nais", "žiadne", ["openid", "ais"]],
+    "EVERIFIN_USE_PKCE": ["False", 0, 1, ""],
+    "EVERIFIN_CLIENT_AUTH": ["", "Body", "post"],
+    "EVERIFIN_REDIRECT_URI": ADDRESSES,
+    "EVERIFIN_CREATE_USERS": ["False", 0, 1, ""],
+    "EVERIFIN_TIMEOUT_SECONDS": SECONDS,
+    "EVERIFIN_DEADLINE_SECONDS": SECONDS,
+    "EVERIFIN_REFRESH_MARGIN_SECONDS": SECONDS,
+    "EVERIFIN_REFRESH_EVERY_VIEW": ["False", 0, 1, ""],
+    "EVERIFIN_TRUSTED_PROXIES": [-1, 11, True, "1", 1.0],
+    "EVERIFIN_CA_BUNDLE": ["/nowhere/ca.pem", "a\0b", 0],
+    "EVERIFIN_PROXIES": [
+        {"https": None},
+        {"https": "proxy.test:3128"},
+        {"https": "socks5://proxy.test"},
+        {1: "http://proxy.test"},
+    ],
+}
+WEIRD = [None, 5, -1.5, b"bytes", "ž\n", ["list"], {"a": 1}, {"set"}, len, object]
+ALLOWS_NONE = {"EVERIFIN_ISSUER", "EVERIFIN_REDIRECT_URI", "EVERIFIN_CA_BUNDLE"}
+TAKES_SECONDS = {
+    "EVERIFIN_TIMEOUT_SECONDS",
+    "EVERIFIN_DEADLINE_SECONDS",
+    "EVERIFIN_REFRESH_MARGIN_SECONDS",
+}
+RIGHT_AFTER_ALL: dict[str, list] = {
+    "EVERIFIN_CLIENT_ID": ["ž\n"],
+    "EVERIFIN_CLIENT_SECRET": ["ž\n"],
+    "EVERIFIN_ENCRYPTION_KEYS": [["list"]],
+    "EVERIFIN_TRUSTED_PROXIES": [5],
+    **{name: [None] for name in ALLOWS_NONE},
+    **{name: [5] for name in TAKES_SECONDS},
+}
+
+
+def read(name: str) -> Any:
+    return getattr(conf, name.removeprefix("EVERIFIN_").lower())
+
+
+def cases(values: dict) -> list:
+    return [(name, value) for name, some in values.items() for value in some]
+
+
+@pytest.fixture
+def bare(settings):
+    """Settings of a site that sets none of ours."""
+    for name in SETTING_NAMES:
+        if hasattr(settings, name):
+            delattr(settings, name)
+    return settings
+
+
+def test_setting_names_are_exactly_the_properties():
+    properties = {name for name, value in vars(Conf).items() if isinstance(value, property)}
+    assert {name.removeprefix("EVERIFIN_").lower() for name in SETTING_NAMES} == properties
+
+
+def test_every_setting_is_looked_at_here():
+    assert DEFAULTS.keys() | REQUIRED == SETTING_NAMES
+    assert WRONG.keys() == SETTING_NAMES
+    assert RIGHT.keys() | {"EVERIFIN_API_PATHS"} == SETTING_NAMES
+
+
+@pytest.mark.parametrize("name", sorted(DEFAULTS))
+def test_defaults(bare, name):
+    assert read(name) == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+def test_three_settings_have_no_default(bare, name):
+    with pytest.raises(ImproperlyConfigured, match=name):
+        read(name)
+
+
+@pytest.mark.parametrize(("name", "value"), cases(RIGHT))
+def test_a_changed_setting_counts_at_once(name, value):
+    before = read(name)
+    with override_settings(**{name: value}):
+        assert read(name) == value
+    assert read(name) == before
+
+
+@pytest.mark.parametrize(("name", "value"), cases(WRONG))
+def test_wrong_values_are_refused_by_name(name, value):
+    with override_settings(**{name: value}), pytest.raises(ImproperlyConfigured, match=name):
+        read(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name in sorted(SETTING_NAMES)
+        for value in WEIRD
+        if value not in RIGHT_AFTER_ALL.get(name, [])
+    ],
+)
+def test_values_of_a_wrong_kind_are_refused_by_name(name, value):
+    with override_settings(**{name: value}), pytest.raises(ImproperlyConfigured, match=name):
+        read(name)
+
+
+@pytest.mark.parametrize("name", sorted(SETTING_NAMES))
+@pytest.mark.parametrize("value", [{"a": b"canary"}, b"canary", {"canary"}], ids=repr)
+def test_no_report_shows_the_refused_value(name, value):
+    with override_settings(**{name: value}), pytest.raises(ImproperlyConfigured) as caught:
+        read(name)
+    assert "canary" not in report(caught.value)
+
+
+def test_a_key_in_place_of_the_list_is_shown_nowhere(settings):
+    settings.EVERIFIN_ENCRYPTION_KEYS = "2026-11:canary"
+    with pytest.raises(ImproperlyConfigured, match="everifin_new_key") as caught:
+        read("EVERIFIN_ENCRYPTION_KEYS")
+    assert "canary" not in report(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWS_NONE))
+def test_empty_texts_from_the_environment_count_as_unset(bare, settings, name):
+    setattr(settings, name, "")
+    assert read(name) == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", ["EVERIFIN_IDP_URL", "EVERIFIN_API_URL"])
+def test_base_addresses_lose_their_last_slash(settings, name):
+    setattr(settings, name, "https://host.test/base//")
+    assert read(name) == "https://host.test/base"
+
+
+def test_the_issuer_is_taken_byte_by_byte(settings):
+    settings.EVERIFIN_ISSUER = "https://idp.test/Realm/"
+    assert conf.issuer == "https://idp.test/Realm/"
+
+
+def test_the_issuer_follows_from_address_and_realm(settings):
+    settings.EVERIFIN_IDP_URL = "https://idp.test/"
+    settings.EVERIFIN_REALM = "site"
+    assert conf.issuer == "https://idp.test/auth/realms/site"
+
+
+def test_endpoints_follow_from_address_and_realm(settings):
+    settings.EVERIFIN_IDP_URL = "https://idp.test/"
+    settings.EVERIFIN_REALM = "site"
+    expected = "https://idp.test/auth/realms/site/protocol/openid-connect/token"
+    assert conf.endpoint("token") == expected
+
+
+def test_api_paths_are_corrected_one_by_one(settings):
+    settings.EVERIFIN_API_PATHS = {"account": "/v2/accounts/{account_id}"}
+    assert conf.api_paths == {**DEFAULT_API_PATHS, "account": "/v2/accounts/{account_id}"}
+
+
+def test_a_wrong_path_is_named_with_the_remedy(settings):
+    settings.EVERIFIN_API_PATHS = {"account": "/v2/accounts"}
+    with pytest.raises(ImproperlyConfigured, match=r"'account'.*/v1/bank-accounts/\{account_id\}"):
+        read("EVERIFIN_API_PATHS")
+
+
+def test_an_unknown_path_is_named_with_the_known_ones(settings):
+    settings.EVERIFIN_API_PATHS = {"acount": "/v2/accounts"}
+    with pytest.raises(ImproperlyConfigured, match=r"'acount'.*accounts, account, "):
+        read("EVERIFIN_API_PATHS")
+
+
+def test_a_bundle_may_be_a_path(settings):
+    settings.EVERIFIN_CA_BUNDLE = Path(__file__)
+    assert conf.ca_bundle == __file__
+
+
+@pytest.mark.parametrize("url", ["https://a.test", "http://localhost:80/x", "http://[::1]/"])
+def test_https_and_this_machine_are_secure(url):
+    assert is_secure(url)
+
+
+@pytest.mark.parametrize("url", ["http://a.test", "file:///etc/passwd", "", "//a.test", "http://["])
+def test_all_else_is_not_secure(url):
+    assert not is_secure(url)

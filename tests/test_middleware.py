@@ -1,0 +1,300 @@
+"""``request.everifin``, and tokens made fresh before the view begins."""
+
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+from asgiref.sync import SyncToAsync, async_to_sync, iscoroutinefunction
+from django.db import connection, connections
+from django.http import HttpResponse
+from django.test import AsyncClient, RequestFactory
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from everifin_django import crypto, models
+from everifin_django.exceptions import RefreshInTransactionError
+from everifin_django.middleware import EverifinMiddleware, end_user_address
+from everifin_django.models import BankToken
+from tests import views
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def connected(everifin_connect, admin_client):
+    everifin_connect(admin_client)
+    return admin_client
+
+
+@pytest.fixture
+def async_connected(connected):
+    client = AsyncClient()
+    client.cookies = connected.cookies
+    return client
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The purposes of the tokens that were decrypted, in their order."""
+    purposes = []
+
+    def count(sealed, place):
+        purposes.append(place.purpose)
+        return crypto.open_sealed(sealed, place)
+
+    monkeypatch.setattr(models, "open_sealed", count)
+    return purposes
+
+
+def let_expire(seconds: float = 0) -> None:
+    """The access token is at its end *seconds* from now."""
+    BankToken.objects.update(access_expires_at=timezone.now() + timedelta(seconds=seconds))
+
+
+def queries(client, path: str) -> list[str]:
+    with CaptureQueriesContext(connection) as captured:
+        assert client.get(path).status_code == 200
+    return [query["sql"] for query in captured]
+
+
+WITHOUT_US = """
+import sys
+from django.conf import settings
+from django.http import HttpResponse
+from django.urls import path
+
+urlpatterns = [path("", lambda request: HttpResponse(str(request.user)))]
+settings.configure(
+    ROOT_URLCONF="__main__",
+    SECRET_KEY="x",
+    ALLOWED_HOSTS=["testserver"],
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes",
+        "django.contrib.sessions", "everifin_django"],
+    MIDDLEWARE=["django.contrib.sessions.middleware.SessionMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "everifin_django.middleware.EverifinMiddleware"],
+    AUTHENTICATION_BACKENDS=["django.contrib.auth.backends.ModelBackend",
+        "everifin_django.backends.EverifinBackend"],
+)
+import django
+django.setup()
+from django.test import Client
+assert Client().get("/").content == b"AnonymousUser"
+heavy = ["requests", "mozilla_django_oidc", "jwt", "everifin_django.client",
+    "everifin_django.transport", "everifin_django.tokens", "everifin_django.backends"]
+print([name for name in heavy if name in sys.modules])
+"""
+
+
+class TestUntouched:
+    @pytest.mark.parametrize("path", ["/plain/", "/aplain/"])
+    def test_a_page_that_does_not_use_it_costs_nothing(self, connected, opened, everifin, path):
+        before = everifin.calls.copy()
+        assert queries(connected, path) == []
+        assert (opened, everifin.calls) == ([], before)
+
+    def test_the_http_client_is_not_even_imported(self):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_US], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "[]"
+
+    def test_looking_at_the_object_asks_nothing(self, rf, django_assert_num_queries, opened):
+        def view(request):
+            with django_assert_num_queries(0):
+                assert request.everifin.accounts()
+            return HttpResponse()
+
+        request = rf.get("/")
+        request.user = object()
+        EverifinMiddleware(view)(request)
+        assert opened == []
+
+
+class TestMarkedView:
+    @pytest.mark.parametrize("path", ["/accounts/", "/class/", "/unmarked/", "/hidden/"])
+    def test_a_fresh_token_costs_one_query_and_one_decryption(self, connected, opened, path):
+        sql = queries(connected, path)
+        ours = [one for one in sql if "everifin_django" in one]
+        assert len(ours) == 1
+        # The others are the session and the user.
+        assert len(sql) == 3
+        assert opened == ["access"]
+
+    @pytest.mark.parametrize("path", ["/accounts/", "/unmarked/", "/aaccounts/", "/aunmarked/"])
+    def test_a_token_at_its_end_is_refreshed(self, everifin, connected, path):
+        let_expire()
+        assert connected.get(path).content.decode().startswith("SK")
+        assert everifin.calls["token.refresh_token"] == 1
+
+    def test_a_token_that_everifin_refuses_is_refreshed_once(self, everifin, connected):
+        everifin.expire_access_tokens()
+        assert connected.get("/accounts/").status_code == 200
+        assert everifin.calls["token.refresh_token"] == 1
+        assert everifin.calls["api.accounts"] == 2
+
+    def test_the_error_of_a_marked_view_that_nobody_answers_is_raised(
+        self, rf, connected, admin_user, settings
+    ):
+        """No scope, no outage: a developer's mistake, such as a transaction around it all."""
+
+        class Unready:
+            def prepare(self, scopes):
+                raise RefreshInTransactionError
+
+        request = rf.get("/")
+        request.user, request.everifin = admin_user, Unready()
+        middleware = EverifinMiddleware(views.accounts)
+        with pytest.raises(RefreshInTransactionError):
+            middleware.process_view(request, views.accounts, (), {})
+
+
+@pytest.mark.django_db(transaction=True)
+class TestAtomicRequests:
+    @pytest.fixture(autouse=True)
+    def atomic_requests(self, monkeypatch):
+        monkeypatch.setitem(connections.settings["default"], "ATOMIC_REQUESTS", True)
+
+    def test_the_refresh_outlives_the_views_rollback(self, everifin, connected):
+        connected.raise_request_exception = False
+        let_expire()
+        assert connected.get("/broken/").status_code == 500
+        assert everifin.calls["token.refresh_token"] == 1
+        assert BankToken.objects.get().token_version == 2
+        # In strict rotation a lost refresh token would end the connection here.
+        assert connected.get("/accounts/").status_code == 200
+        assert everifin.calls["token.refresh_token"] == 1
+
+
+class TestEveryView:
+    @pytest.fixture(autouse=True)
+    def every_view(self, settings):
+        settings.EVERIFIN_REFRESH_EVERY_VIEW = True
+
+    @pytest.mark.parametrize("path", ["/plain/", "/aplain/"])
+    def test_a_view_without_the_mark_is_prepared_too(self, everifin, connected, path):
+        let_expire()
+        assert connected.get(path).content == b"plain"
+        assert everifin.calls["token.refresh_token"] == 1
+
+    @pytest.mark.parametrize("path", ["/plain/", "/aplain/"])
+    def test_its_failure_is_nobodys_business(self, everifin, connected, path):
+        let_expire()
+        everifin.faults.add("token", status=500)
+        assert connected.get(path).content == b"plain"
+        everifin.end_sessions()
+        BankToken.objects.update(retry_after=None)
+        assert connected.get(path).content == b"plain"
+
+    def test_who_is_not_connected_sees_the_page(self, everifin, admin_client, client):
+        assert admin_client.get("/plain/").content == b"plain"
+        assert queries(client, "/plain/") == []
+
+
+class TestAsync:
+    @pytest.fixture
+    def threads(self, monkeypatch):
+        """The functions that were sent to a thread."""
+        sent = []
+        call = SyncToAsync.__call__
+
+        async def note(self, *args, **kwargs):
+            sent.append(f"{self.func.__module__}.{self.func.__qualname__}")
+            return await call(self, *args, **kwargs)
+
+        monkeypatch.setattr(SyncToAsync, "__call__", note)
+        return sent
+
+    def test_every_hook_is_async_in_an_async_site(self):
+        async def view(request): ...
+
+        middleware = EverifinMiddleware(view)
+        assert iscoroutinefunction(middleware)
+        assert iscoroutinefunction(middleware.process_view)
+        middleware = EverifinMiddleware(views.plain)
+        assert not iscoroutinefunction(middleware)
+        assert not iscoroutinefunction(middleware.process_view)
+
+    def test_a_view_without_the_mark_never_leaves_the_loop(
+        self, async_connected, settings, threads
+    ):
+        settings.MIDDLEWARE = ["everifin_django.middleware.EverifinMiddleware"]
+        assert async_to_sync(async_connected.get)("/aplain/").content == b"plain"
+        assert not [name for name in threads if "everifin" in name]
+
+    @pytest.mark.parametrize("path", ["/aaccounts/", "/aunmarked/", "/accounts/", "/ahidden/"])
+    def test_views_of_both_kinds_run_under_asgi(self, everifin, async_connected, path):
+        let_expire()
+        response = async_to_sync(async_connected.get)(path)
+        assert response.content.decode().startswith("SK")
+        assert everifin.calls["token.refresh_token"] == 1
+
+    @pytest.mark.parametrize("path", ["/aaccounts/", "/aunmarked/", "/accounts/", "/ahidden/"])
+    def test_failures_are_answered_under_asgi(self, everifin, async_connected, path):
+        let_expire()
+        everifin.faults.add("token", status=503)
+        assert async_to_sync(async_connected.get)(path).status_code == 503
+        async_connected.cookies.clear()
+        response = async_to_sync(async_connected.get)(path)
+        assert response["Location"].startswith("/everifin/login/")
+
+
+class TestEndUser:
+    @pytest.mark.parametrize(
+        ("proxies", "peer", "forwarded", "expected"),
+        [
+            (0, "203.0.113.9", None, "203.0.113.9"),
+            (0, "203.0.113.9", "198.51.100.1", "203.0.113.9"),
+            (0, "2001:db8::1", None, "2001:db8::1"),
+            (0, "2001:DB8:0::1", None, "2001:db8::1"),
+            (0, "fe80::1%eth0", None, None),
+            (0, "", None, None),
+            (0, "unix:", None, None),
+            (0, "203.0.113.9:443", None, None),
+            (0, "203.0.113.009", None, None),
+            (0, "203.0.113.9\r\nX-Evil: 1", None, None),
+            (1, "10.0.0.1", "203.0.113.9", "203.0.113.9"),
+            (1, "10.0.0.1", "6.6.6.6, 203.0.113.9", "203.0.113.9"),
+            (1, "10.0.0.1", "6.6.6.6,203.0.113.9 ", "203.0.113.9"),
+            (2, "10.0.0.1", "6.6.6.6, 203.0.113.9, 10.0.0.2", "203.0.113.9"),
+            (2, "10.0.0.1", "203.0.113.9", None),
+            (1, "10.0.0.1", None, None),
+            (1, "10.0.0.1", "", None),
+            (1, "10.0.0.1", "203.0.113.9, garbage", None),
+            (1, "10.0.0.1", "fe80::1%25eth0", None),
+            (1, "10.0.0.1", "[2001:db8::1]:443", None),
+            (1, "10.0.0.1", ",".join(["6.6.6.6"] * 10_000 + ["203.0.113.9"]), "203.0.113.9"),
+        ],
+        ids=lambda value: ascii(value)[:40],
+    )
+    def test_the_address_is_the_one_a_trusted_hop_saw(
+        self, settings, proxies, peer, forwarded, expected
+    ):
+        settings.EVERIFIN_TRUSTED_PROXIES = proxies
+        headers = {} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded}
+        request = RequestFactory().get("/", REMOTE_ADDR=peer, **headers)
+        assert end_user_address(request) == expected
+
+    def test_everifin_is_told_who_is_present(self, everifin, connected):
+        connected.get("/accounts/", REMOTE_ADDR="203.0.113.9", HTTP_USER_AGENT="Browser/1.0")
+        headers = everifin.last_request["api.accounts"].headers
+        assert headers["client-ip-address"] == "203.0.113.9"
+        assert headers["User-Agent"] == "Browser/1.0"
+
+    @pytest.mark.parametrize(
+        "agent", ["", "  ", "Prehliadač/1", "a\tb", "a\x00b", "a\r\nX-Evil: 1", "a\x7f"], ids=ascii
+    )
+    def test_an_odd_user_agent_is_left_out(self, everifin, connected, agent):
+        connected.get("/accounts/", HTTP_USER_AGENT=agent)
+        sent = everifin.last_request["api.accounts"].headers
+        assert sent["User-Agent"].startswith("everifin-django/")
+        assert "X-Evil" not in sent
+
+    def test_a_long_user_agent_is_cut(self, everifin, connected):
+        connected.get("/accounts/", HTTP_USER_AGENT="a" * 10_000)
+        assert everifin.last_request["api.accounts"].headers["User-Agent"] == "a" * 512
+
+    def test_an_address_that_is_not_known_is_left_out(self, everifin, connected):
+        connected.get("/accounts/", REMOTE_ADDR="")
+        assert "client-ip-address" not in everifin.last_request["api.accounts"].headers

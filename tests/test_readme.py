@@ -1,0 +1,73 @@
+"""README says what is true: each setting, error, signal, command and door it names is there."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from django.core.management import get_commands
+from django.urls import reverse
+
+from everifin_django import exceptions, signals
+from everifin_django.client import Client
+from everifin_django.conf import DEFAULT_API_PATHS, SETTING_NAMES, conf
+from everifin_django.testing import plugin
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip(" `") for cell in line.split("|")[1:4]]
+    for line in README.splitlines()
+    if line.startswith("| `EVERIFIN_")
+]
+LITERAL_DEFAULTS = [
+    (name, default) for name, _, default in ROWS if default and not default.startswith("from")
+]
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_every_setting_has_its_row_and_no_other():
+    assert {name for name, _, _ in ROWS} == SETTING_NAMES
+
+
+@pytest.mark.parametrize(("name", "default"), LITERAL_DEFAULTS)
+def test_a_default_is_the_one_in_the_code(name, default, settings):
+    if hasattr(settings, name):
+        delattr(settings, name)
+    documented = ast.literal_eval(default)
+    if name == "EVERIFIN_API_PATHS":  # a site's corrections lie on top of what there is
+        documented = {**DEFAULT_API_PATHS, **documented}
+    assert getattr(conf, name.removeprefix("EVERIFIN_").lower()) == documented
+
+
+def test_every_error_it_names_is_one():
+    named = set(re.findall(r"`(\w+Error)`", section("Errors")))
+    assert named
+    assert all(hasattr(exceptions, name) for name in named)
+
+
+def test_every_signal_it_names_is_one():
+    named = re.findall(r"`(\w+)`", section("Signals").split("each with")[0])
+    assert all(hasattr(signals, name) for name in named if "_" in name and "." not in name)
+
+
+def test_every_door_and_command_it_names_opens():
+    doors = re.findall(r"`(everifin_django:\w+)`", README)
+    assert len(doors) == 4
+    assert all(reverse(door) for door in doors)
+    commands = set(re.findall(r"`(everifin_[a-z]+_?[a-z]*)` \| (?:prints|ends|starts)", README))
+    assert len(commands) == 3
+    assert commands <= set(get_commands())
+
+
+def test_every_call_and_fixture_it_names_is_there():
+    calls = re.findall(r"^\| `(\w+)\(", README, re.MULTILINE)
+    assert len(calls) == 6
+    assert all(hasattr(Client, call) for call in calls)
+    fixtures = re.findall(
+        r"^\| `(everifin\w*)` \| (?:the sandbox|`everifin_connect)", README, re.MULTILINE
+    )
+    assert fixtures == ["everifin", "everifin_connect"]
+    assert all(hasattr(plugin, name) for name in fixtures)

@@ -1,0 +1,346 @@
+"""The life of a user's tokens: kept, lent, ended; and the bank API as that user."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import AnonymousUser
+from django.db import IntegrityError, OperationalError, connection, connections, transaction
+from django.utils import timezone
+
+from everifin_django import tokens
+from everifin_django.exceptions import (
+    ConsentExpiredError,
+    IdentityTakenError,
+    NotAuthorizedError,
+    ScopeMissingError,
+    TokenMissingError,
+    UnknownKeyError,
+)
+from everifin_django.identity import Identity
+from everifin_django.models import BankToken, PendingRevocation
+from everifin_django.oauth import TokenSet
+from everifin_django.secret import Secret
+from everifin_django.signals import everifin_connected, everifin_disconnected
+from everifin_django.testing.factories import BankTokenFactory, UserFactory
+from everifin_django.tokens import Everifin, everifin_for
+
+pytestmark = pytest.mark.django_db
+
+ALICE = Identity("https://idp.everifin.test/auth/realms/everifin_app", "alice")
+
+
+def granted(**changes) -> TokenSet:
+    now = timezone.now()
+    grant = TokenSet(
+        access=Secret("access"),
+        refresh=Secret("refresh"),
+        id=Secret("id"),
+        scope="openid ais",
+        session_id="session-1",
+        asked_at=now,
+        expires_at=now + timedelta(minutes=5),
+        refresh_expires_at=now + timedelta(minutes=30),
+    )
+    return replace(grant, **changes)
+
+
+@pytest.fixture
+def heard():
+    """Give the signals that were sent, in their order."""
+    events = []
+
+    def hear(signal, **kwargs):
+        events.append((signal, kwargs))
+
+    for signal in (everifin_connected, everifin_disconnected):
+        signal.connect(hear)
+    yield events
+    for signal in (everifin_connected, everifin_disconnected):
+        signal.disconnect(hear)
+
+
+class TestLend:
+    def test_a_fresh_token_costs_one_query(self, django_assert_num_queries):
+        user = BankTokenFactory(access_token="access").user
+        with django_assert_num_queries(1):
+            loan = tokens.lend(user)
+        assert loan.token == Secret("access")
+        assert loan.scopes == {"openid", "ais"}
+
+    def test_who_never_connected_has_no_token(self):
+        with pytest.raises(TokenMissingError):
+            tokens.lend(UserFactory())
+
+    def test_who_is_not_active_has_no_token(self):
+        row = BankTokenFactory(user=UserFactory(is_active=False))
+        with pytest.raises(TokenMissingError):
+            tokens.lend(row.user)
+
+    def test_an_active_connection_without_an_access_token_is_none(self):
+        with pytest.raises(TokenMissingError):
+            tokens.lend(BankTokenFactory(access_token=None).user)
+
+    def test_a_connection_that_ended_says_why(self):
+        row = BankTokenFactory(status="needs_reconnect", last_error="consent_withdrawn")
+        with pytest.raises(ConsentExpiredError) as caught:
+            tokens.lend(row.user)
+        assert caught.value.reason == "consent_withdrawn"
+
+    def test_an_unreadable_token_leaves_the_row_as_it_is(self, settings):
+        row = BankTokenFactory()
+        before = BankToken.objects.values().get()
+        settings.EVERIFIN_ENCRYPTION_KEYS = ["other:" + "A" * 43 + "="]
+        with pytest.raises(UnknownKeyError):
+            tokens.lend(row.user)
+        assert BankToken.objects.values().get() == before
+
+
+class TestKeep:
+    def test_a_first_grant_makes_the_connection(self, heard, django_capture_on_commit_callbacks):
+        user = UserFactory()
+        with django_capture_on_commit_callbacks(execute=True):
+            row = tokens.keep(user, granted(), ALICE)
+        stored = BankToken.objects.get(user=user)
+        assert stored == row
+        assert stored.open_token("refresh") == Secret("refresh")
+        assert (stored.issuer, stored.subject) == (ALICE.issuer, ALICE.subject)
+        assert (stored.status, stored.token_version) == ("active", 1)
+        [(signal, kwargs)] = heard
+        assert signal is everifin_connected
+        assert (kwargs["user"], kwargs["connection_id"]) == (user, row.pk)
+
+    def test_a_later_grant_replaces_the_tokens_in_place(self):
+        row = BankTokenFactory(
+            subject="alice", status="needs_reconnect", last_error="invalid_grant", failures=3
+        )
+        tokens.keep(row.user, granted(id=None), ALICE)
+        stored = BankToken.objects.get()
+        assert stored.pk == row.pk
+        assert stored.open_token("access") == Secret("access")
+        assert stored.open_token("id") is None
+        assert (stored.status, stored.last_error, stored.failures) == ("active", "", 0)
+        assert stored.token_version == row.token_version + 1
+
+    def test_a_replaced_grant_of_another_session_is_to_be_ended(self):
+        row = BankTokenFactory(idp_session="session-0", refresh_token="old")
+        tokens.keep(row.user, granted(), ALICE)
+        assert PendingRevocation.objects.get().open_token() == Secret("old")
+
+    @pytest.mark.parametrize("session", ["session-1", ""])
+    def test_a_replaced_grant_that_may_share_the_session_is_left_alone(self, session):
+        row = BankTokenFactory(idp_session=session)
+        tokens.keep(row.user, granted(), ALICE)
+        assert not PendingRevocation.objects.exists()
+
+    def test_somebody_elses_identity_is_refused_and_nothing_changes(self):
+        owner = BankTokenFactory(subject="alice")
+        before = BankToken.objects.values().get()
+        with pytest.raises(IdentityTakenError):
+            tokens.keep(UserFactory(), granted(), Identity(owner.issuer, "alice"))
+        assert BankToken.objects.values().get() == before
+
+    def test_an_unknown_identity_is_kept_as_unknown(self):
+        row = tokens.keep(UserFactory(), granted(), None)
+        assert (row.subject, row.identity_digest) == ("", None)
+
+    def test_a_scope_that_everifin_does_not_name_is_the_one_asked_for(self):
+        assert tokens.keep(UserFactory(), granted(scope=""), ALICE).scope == "openid ais"
+
+    def test_two_first_logins_at_once_make_one_connection(self):
+        user = UserFactory()
+        with _before_first("INSERT", lambda: BankTokenFactory(user=user, subject="alice")):
+            tokens.keep(user, granted(), ALICE)
+        assert BankToken.objects.get(user=user).open_token("access") == Secret("access")
+
+    def test_a_refresh_between_read_and_write_does_not_win_over_a_new_grant(self):
+        row = BankTokenFactory(subject="alice")
+        moved = BankToken.objects.filter(pk=row.pk)
+        with _before_first("UPDATE", lambda: moved.update(token_version=7)):
+            tokens.keep(row.user, granted(), ALICE)
+        stored = BankToken.objects.get()
+        assert (stored.token_version, stored.open_token("access")) == (8, Secret("access"))
+
+    def test_a_row_the_database_refuses_is_an_error_and_no_endless_loop(self):
+        def refuse(execute, sql, *args):
+            if sql.startswith("INSERT"):
+                raise IntegrityError("The user is gone.")
+            return execute(sql, *args)
+
+        user = UserFactory()
+        with connection.execute_wrapper(refuse), pytest.raises(IntegrityError):
+            tokens.keep(user, granted(), ALICE)
+
+    def test_a_connection_that_never_rests_is_an_error(self):
+        row = BankTokenFactory(subject="alice")
+        moved = BankToken.objects.filter(pk=row.pk)
+        versions = iter(range(10, 100))
+        moving: list[bool] = []
+
+        def move(execute, sql, *args):
+            if sql.startswith("UPDATE") and not moving:
+                moving.append(True)
+                moved.update(token_version=next(versions))
+                moving.clear()
+            return execute(sql, *args)
+
+        with connection.execute_wrapper(move), pytest.raises(OperationalError):
+            tokens.keep(row.user, granted(), ALICE)
+
+
+class TestForget:
+    def test_the_connection_ends_here_and_at_everifin(
+        self, connected, everifin, heard, django_capture_on_commit_callbacks
+    ):
+        with django_capture_on_commit_callbacks(execute=True):
+            assert tokens.forget(connected.user)
+        connected.refresh_from_db()
+        assert connected.status == "disconnected"
+        assert not connected.access_ciphertext + connected.refresh_ciphertext
+        assert not connected.id_ciphertext
+        assert everifin.live_sessions() == 0
+        assert not PendingRevocation.objects.exists()
+        assert [signal for signal, _ in heard] == [everifin_disconnected]
+
+    def test_the_identity_stays_so_that_the_user_can_log_in_again(self, connected):
+        tokens.forget(connected.user)
+        assert BankToken.objects.get().identity_digest == connected.identity_digest
+
+    def test_an_outage_delays_only_everifins_part(self, connected, everifin):
+        everifin.faults.add("logout", status=503)
+        assert not tokens.forget(connected.user)
+        assert BankToken.objects.get().status == "disconnected"
+        assert PendingRevocation.objects.get().last_error == "unavailable"
+
+    def test_who_is_not_connected_has_nothing_to_forget(self, everifin):
+        assert tokens.forget(UserFactory())
+        assert tokens.forget(BankTokenFactory(status="disconnected").user)
+        assert everifin.calls["logout"] == 0
+
+    def test_tokens_refreshed_in_the_same_moment_are_the_ones_that_end(self, connected, everifin):
+        same = BankToken.objects.filter(pk=connected.pk)
+        refreshed = connected.sealed(granted(refresh=Secret("newest")))
+        everifin.faults.add("logout", status=503)
+        with _before_first("UPDATE", lambda: same.update(token_version=9, **refreshed)):
+            tokens.forget(connected.user)
+        assert PendingRevocation.objects.get().open_token() == Secret("newest")
+
+
+@pytest.mark.django_db(transaction=True)
+class TestForgetInATransaction:
+    def test_everifin_is_told_after_the_commit(self, connected, everifin):
+        with transaction.atomic():
+            assert not tokens.forget(connected.user)
+            assert everifin.calls["logout"] == 0
+        assert everifin.calls["logout"] == 1
+        assert not PendingRevocation.objects.exists()
+
+    def test_a_rollback_brings_the_connection_back_alive(self, connected, everifin):
+        with transaction.atomic():
+            tokens.forget(connected.user)
+            transaction.set_rollback(True)
+        with everifin_for(connected.user) as bank:
+            assert list(bank.accounts())
+        assert everifin.live_sessions() == 1
+
+
+class TestEverifin:
+    def test_making_one_costs_nothing(self, django_assert_num_queries):
+        with django_assert_num_queries(0), everifin_for(UserFactory.build()):
+            pass
+
+    def test_calls_of_one_object_lend_once(self, connected, django_assert_num_queries):
+        with everifin_for(connected.user) as bank, django_assert_num_queries(1):
+            account = next(bank.accounts())
+            bank.account(account.id)
+            bank.prepare(frozenset({"ais"}))
+
+    def test_a_token_that_runs_out_while_the_object_lives_is_replaced(
+        self, connected, everifin, age, monkeypatch
+    ):
+        with everifin_for(connected.user) as bank:
+            bank.prepare()
+            later = timezone.now() + timedelta(minutes=6)
+            monkeypatch.setattr(timezone, "now", lambda: later)
+            list(bank.accounts())
+        assert everifin.calls["token.refresh_token"] == 1
+
+    def test_a_token_everifin_refuses_is_refreshed_once_and_the_call_repeated(
+        self, connected, everifin
+    ):
+        everifin.expire_access_tokens()
+        with everifin_for(connected.user) as bank:
+            assert list(bank.accounts())
+        assert everifin.calls["token.refresh_token"] == 1
+        assert everifin.calls["api.accounts"] == 2
+
+    def test_a_refusal_for_ever_ends_in_an_error_after_one_refresh(self, connected, everifin):
+        body = '{"meta": {"status": "ERROR"}, "errors": [{"code": "INVALID_ACCESS_TOKEN"}]}'
+        everifin.faults.add("api", status=401, body=body)
+        with everifin_for(connected.user) as bank, pytest.raises(NotAuthorizedError):
+            list(bank.accounts())
+        assert everifin.calls["token.refresh_token"] == 1
+        assert everifin.calls["api.accounts"] == 2
+
+    def test_a_token_that_another_process_refreshed_is_used_without_a_refresh(
+        self, connected, everifin
+    ):
+        with everifin_for(connected.user) as bank, everifin_for(connected.user) as other:
+            bank.prepare()
+            everifin.expire_access_tokens()
+            list(other.accounts())
+            list(bank.accounts())
+        assert everifin.calls["token.refresh_token"] == 1
+
+    def test_a_scope_that_was_not_granted_is_named(self):
+        with pytest.raises(ScopeMissingError) as caught:
+            Everifin(BankTokenFactory().user).prepare(frozenset({"ais", "pis"}))
+        assert caught.value.missing == {"pis"}
+
+    @pytest.mark.parametrize(
+        ("columns", "is_connected"),
+        [({}, True), ({"failures": 2}, True), ({"status": "needs_reconnect"}, False)],
+    )
+    def test_health_and_is_connected(self, columns, is_connected):
+        assert Everifin(BankTokenFactory(**columns).user).is_connected is is_connected
+
+    @pytest.mark.parametrize("user", [UserFactory, AnonymousUser])
+    def test_who_never_connected_is_disconnected(self, user):
+        everifin = Everifin(user())
+        assert everifin.connection is None
+        assert everifin.health == BankToken.Health.DISCONNECTED
+        assert not everifin.is_connected
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_awaitable_twins_give_the_same(connected):
+    user = connected.user
+
+    async def read():
+        with everifin_for(user) as bank:
+            accounts = [account async for account in bank.aaccounts()]
+            first = await bank.aaccount(accounts[0].id)
+            await bank.aprepare(frozenset({"ais"}))
+            assert await bank.ahealth() == BankToken.Health.ACTIVE
+        await sync_to_async(connections.close_all)()
+        return accounts, first
+
+    accounts, first = asyncio.run(read())
+    with everifin_for(connected.user) as bank:
+        assert accounts == list(bank.accounts())
+    assert first == accounts[0]
+
+
+def _before_first(verb, action):
+    """While active, do *action* once, before the first statement that begins with *verb*."""
+    done: list[bool] = []
+
+    def wrapper(execute, sql, *args):
+        if sql.startswith(verb) and "everifin_django_banktoken" in sql and not done:
+            done.append(True)
+            action()
+        return execute(sql, *args)
+
+    return connection.execute_wrapper(wrapper)

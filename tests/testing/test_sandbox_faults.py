@@ -1,0 +1,265 @@
+"""The switches that make the sandbox misbehave, by Python and over its control door."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from everifin_django.testing.adapter import mount
+from everifin_django.testing.sandbox import Fault, Sandbox
+from everifin_django.testing.sandbox.faults import PLACES
+from tests.testing import Clock, Site
+
+ACCOUNTS = "/v1/bank-accounts"
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    sandbox = Sandbox(idp_url="https://idp.test", api_url="https://api.test", clock=Clock())
+    with mount(sandbox):
+        yield Site(sandbox)
+
+
+@pytest.fixture
+def naps(site: Site) -> list[float]:
+    """Give the list of naps the sandbox would have taken."""
+    naps: list[float] = []
+    site.sandbox.sleep = naps.append
+    return naps
+
+
+class TestAnswers:
+    def test_a_status_replaces_the_work(self, site):
+        token = site.tokens()["refresh_token"]
+        site.sandbox.faults.add("token.refresh_token", status=503, retry_after=7)
+        answer = site.refresh(token)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "7")
+        assert answer.json() == {"error": "unknown_error"}
+        site.sandbox.faults.clear()
+        assert site.refresh(token).ok
+
+    def test_the_bank_api_fails_in_its_own_envelope(self, site):
+        token = site.tokens()["access_token"]
+        site.sandbox.faults.add("api", status=500)
+        answer = site.get(ACCOUNTS, token)
+        assert answer.status_code == 500
+        assert answer.json()["errors"][0]["code"] == "INTERNAL_SERVER_ERROR"
+
+    def test_a_body_can_be_given(self, site):
+        site.sandbox.faults.add("certs", body={"keys": []}, times=1)
+        site.sandbox.faults.add("certs", body="{", content_type="application/json", times=1)
+        site.sandbox.faults.add("certs", body=b"\xff", status=502)
+        url = site.endpoint("certs")
+        assert requests.get(url, timeout=5).json() == {"keys": []}
+        broken = requests.get(url, timeout=5)
+        assert (broken.text, broken.headers["Content-Type"]) == ("{", "application/json")
+        assert requests.get(url, timeout=5).content == b"\xff"
+
+    def test_an_html_page_as_from_the_edge(self, site):
+        token = site.tokens()["access_token"]
+        site.sandbox.faults.add("api", html=True, times=1)
+        answer = site.get(ACCOUNTS, token)
+        assert answer.status_code == 400
+        assert answer.headers["Content-Type"].startswith("text/html")
+        site.sandbox.faults.add("api", html=True, status=502)
+        assert site.get(ACCOUNTS, token).status_code == 502
+
+    def test_half_an_answer_breaks_off(self, site):
+        token = site.tokens()["access_token"]
+        site.sandbox.faults.add("api.accounts", truncate=True)
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            site.get(ACCOUNTS, token)
+
+    def test_times_is_how_often_it_happens(self, site):
+        token = site.tokens()["access_token"]
+        site.sandbox.faults.add("api", status=500, times=2)
+        statuses = [site.get(ACCOUNTS, token).status_code for _ in range(4)]
+        assert statuses == [500, 500, 200, 200]
+        assert len(site.sandbox.faults) == 0
+
+    def test_the_oldest_fault_counts(self, site):
+        site.sandbox.faults.add("certs", status=500, times=1)
+        site.sandbox.faults.add("certs", status=501)
+        url = site.endpoint("certs")
+        assert [requests.get(url, timeout=5).status_code for _ in range(2)] == [500, 501]
+
+    @pytest.mark.parametrize(
+        ("where", "hits"),
+        [
+            ("token", {"code", "refresh"}),
+            ("token.authorization_code", {"code"}),
+            ("token.refresh_token", {"refresh"}),
+            ("api", {"accounts", "banks"}),
+            ("api.banks", {"banks"}),
+        ],
+    )
+    def test_a_place_is_hit_and_no_other(self, site, where, hits):
+        tokens, code = site.tokens(), site.code()
+        site.sandbox.faults.add(where, status=418)
+        answers = {
+            "code": site.exchange(code),
+            "refresh": site.refresh(tokens["refresh_token"]),
+            "accounts": site.get(ACCOUNTS, tokens["access_token"]),
+            "banks": site.get("/v1/banks", tokens["access_token"]),
+        }
+        assert {name for name, answer in answers.items() if answer.status_code == 418} == hits
+
+    def test_a_failed_call_is_counted_too(self, site):
+        site.sandbox.faults.add("certs", status=500)
+        requests.get(site.endpoint("certs"), timeout=5)
+        assert site.sandbox.calls["certs"] == 1
+
+
+class TestLost:
+    def test_before_the_work_nothing_is_spent(self, site):
+        token = site.tokens()["refresh_token"]
+        site.sandbox.faults.add("token", lost="before", times=1)
+        with pytest.raises(requests.exceptions.ConnectionError, match="without response"):
+            site.refresh(token)
+        assert site.refresh(token).ok
+
+    def test_after_the_work_the_token_is_spent(self, site):
+        token = site.tokens()["refresh_token"]
+        site.sandbox.faults.add("token", lost="after", times=1)
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            site.refresh(token)
+        assert site.refresh(token).status_code == 400
+        assert site.sandbox.double_spends == 1
+
+    def test_after_the_work_another_answer_can_be_shown(self, site):
+        token = site.tokens()["refresh_token"]
+        site.sandbox.faults.add("token", lost="after", status=502, html=True, times=1)
+        assert site.refresh(token).status_code == 502
+        assert site.refresh(token).json()["error"] == "invalid_grant"
+
+
+class TestLatency:
+    def test_a_patient_caller_waits(self, site, naps):
+        site.sandbox.faults.add("certs", latency_seconds=3)
+        assert requests.get(site.endpoint("certs"), timeout=5).ok
+        assert naps == [3]
+
+    def test_an_impatient_caller_gives_up_and_the_work_is_done(self, site, naps):
+        token = site.tokens()["refresh_token"]
+        site.sandbox.faults.add("token", latency_seconds=30, times=1)
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            site.refresh(token)
+        assert naps == [5]
+        assert site.refresh(token).status_code == 400
+
+    def test_unless_it_was_lost_before(self, site, naps):
+        token = site.tokens()["refresh_token"]
+        site.sandbox.faults.add("token", latency_seconds=30, lost="before", times=1)
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            site.refresh(token)
+        assert site.refresh(token).ok
+
+
+class TestFault:
+    def test_a_place_that_is_none_is_refused(self, site):
+        with pytest.raises(ValueError, match="choose from"):
+            site.sandbox.faults.add("tokens", status=500)
+
+    def test_lost_is_before_or_after(self):
+        with pytest.raises(ValueError, match="before"):
+            Fault(where="api", lost="between")  # type: ignore[arg-type]
+
+    def test_every_place_is_real(self, site):
+        """A name in PLACES that no call is known by would be a switch without a wire."""
+        tokens = site.tokens()
+        requests.get(site.authorization_url(), timeout=5)
+        for name in ("certs", "userinfo", "logout"):
+            requests.get(site.endpoint(name), timeout=5)
+        site.post("revoke", token="x")
+        site.refresh(tokens["refresh_token"])
+        site.exchange(site.code())
+        requests.get(f"{site.sandbox.issuer}/.well-known/openid-configuration", timeout=5)
+        for action in ("authenticate", "registration", "consent"):
+            requests.post(f"{site.sandbox.issuer}/login-actions/{action}", timeout=5)
+        for path in ("", "/1", "/1/transactions", "/1/transactions/1"):
+            site.get(ACCOUNTS + path, "x")
+        site.get("/v1/banks", "x")
+        assert set(site.sandbox.calls) == PLACES
+
+    def test_threads_share_a_fault_fairly(self, site):
+        site.sandbox.faults.add("certs", status=500, times=5)
+        statuses = []
+
+        def call():
+            statuses.append(requests.get(site.endpoint("certs"), timeout=5).status_code)
+
+        threads = [threading.Thread(target=call) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert statuses.count(500) == 5
+
+
+class TestControlDoor:
+    def post(self, site: Site, path: str, **json) -> requests.Response:
+        return requests.post(f"{site.sandbox.idp_url}/_sandbox/{path}", json=json, timeout=5)
+
+    def test_state_is_told(self, site):
+        site.tokens()
+        answer = requests.get(f"{site.sandbox.idp_url}/_sandbox/state", timeout=5).json()
+        assert answer["calls"]["token"] == 1
+        assert (answer["live_sessions"], answer["double_spends"], answer["faults"]) == (1, 0, 0)
+
+    def test_faults_are_put_and_cleared(self, site):
+        assert self.post(site, "faults", where="certs", status=500).json()["faults"] == 1
+        assert requests.get(site.endpoint("certs"), timeout=5).status_code == 500
+        url = f"{site.sandbox.idp_url}/_sandbox/faults/clear"
+        assert requests.delete(url, timeout=5).json()["faults"] == 0
+        assert requests.get(site.endpoint("certs"), timeout=5).ok
+
+    @pytest.mark.parametrize("json", [{"where": "x"}, {"where": "api", "colour": 1}, {}])
+    def test_a_wrong_fault_is_explained(self, site, json):
+        answer = self.post(site, "faults", **json)
+        assert answer.status_code == 400
+        assert answer.json()["error"]
+
+    def test_a_body_that_is_no_object_is_refused(self, site):
+        for path in ("faults", "end-sessions"):
+            url = f"{site.sandbox.idp_url}/_sandbox/{path}"
+            assert requests.post(url, json=[1], timeout=5).status_code == 400
+
+    def test_switches_work(self, site):
+        alice, bob = site.tokens(), site.tokens("bob")
+        self.post(site, "expire")
+        assert site.get(ACCOUNTS, alice["access_token"]).status_code == 401
+        self.post(site, "withdraw-consent", username="bob")
+        assert site.refresh(bob["refresh_token"]).json()["error"] == "invalid_scope"
+        assert self.post(site, "end-sessions").json()["live_sessions"] == 0
+        assert self.post(site, "end-sessions", username="nobody").status_code == 400
+        kid = site.sandbox.signing_key.kid
+        self.post(site, "rotate-key", drop_old=True)
+        keys = requests.get(site.endpoint("certs"), timeout=5).json()["keys"]
+        assert len(keys) == 1
+        assert keys[0]["kid"] != kid
+
+    def test_the_page_shows_and_switches(self, site):
+        url = f"{site.sandbox.idp_url}/_sandbox/"
+        page = requests.get(url, timeout=5).text
+        assert "Everything works." in page
+        shown = (site.sandbox.idp_url, site.sandbox.api_url, "strict", "300 seconds", "alice")
+        assert all(text in page for text in shown)
+        headers = {"Accept": "text/html"}
+        form = {"where": "api", "status": "503"}
+        answer = requests.post(f"{url}faults", data=form, headers=headers, timeout=5)
+        assert answer.history[0].status_code == 303
+        assert "answers 503" in answer.text
+        page = requests.post(f"{url}faults/clear", headers=headers, timeout=5).text
+        assert "Everything works." in page
+
+    def test_a_switch_needs_a_post(self, site):
+        site.tokens()
+        url = f"{site.sandbox.idp_url}/_sandbox/end-sessions"
+        assert requests.get(url, timeout=5).status_code == 404
+        assert site.sandbox.live_sessions() == 1
+
+    def test_the_front_door_leads_there(self, site):
+        answer = requests.get(site.sandbox.idp_url, timeout=5)
+        assert answer.url == f"{site.sandbox.idp_url}/_sandbox/"
+        assert requests.get(f"{site.sandbox.idp_url}/nothing", timeout=5).status_code == 404
