@@ -86,7 +86,8 @@ def parse_keys(texts: Sequence[str]) -> tuple[Key, ...]:
     del texts
     keys = tuple(key for key in read if isinstance(key, Key))
     complaints = [key for key in read if isinstance(key, str)]
-    ids = [key.key_id for key in keys]
+    # Whatever their case: some databases' LIKE, which finds a key's tokens, folds it.
+    ids = [key.key_id.casefold() for key in keys]
     complaints += [
         f"The key id {key_id!r} stands twice in EVERIFIN_ENCRYPTION_KEYS."
         for key_id in ids
@@ -116,6 +117,11 @@ def _read_key(text: object) -> Key | str:
             f"and needs {KEY_BYTES}."
         )
     return Key(key_id, material)
+
+
+def newest_key_id() -> str:
+    """Return the id of the key that seals now. Errors: ImproperlyConfigured."""
+    return parse_keys(conf.encryption_keys)[0].key_id
 
 
 def new_key(today: date) -> str:

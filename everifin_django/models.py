@@ -229,14 +229,15 @@ class PendingRevocation(models.Model):
     def __str__(self) -> str:
         return f"{self.connection_id} ({self.reason})"
 
+    def place(self, purpose: Purpose) -> Place:
+        """Where the token was sealed: in its connection, not here."""
+        return Place(str(self.connection_id), self.user_pk, purpose)
+
     def open_token(self) -> Secret:
         """
         Return the decrypted refresh token. Errors: UnknownKeyError, TamperedError, MalformedError.
         """
-        place = Place(
-            connection_id=str(self.connection_id), user_pk=self.user_pk, purpose="refresh"
-        )
-        return open_sealed(self.refresh_ciphertext, place)
+        return open_sealed(self.refresh_ciphertext, self.place("refresh"))
 
 
 class SpentState(models.Model):

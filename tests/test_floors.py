@@ -14,7 +14,7 @@ FLOORS = [
     {"crypto", "transport"},
     {"oauth", "identity", "client"},
     {"models"},
-    {"revocation", "flows"},
+    {"revocation", "flows", "rekey"},
     {"refresh"},
     {"tokens"},
     {"backends"},

@@ -57,8 +57,8 @@ def test_every_door_and_command_it_names_opens():
     doors = re.findall(r"`(everifin_django:\w+)`", README)
     assert len(doors) == 4
     assert all(reverse(door) for door in doors)
-    commands = set(re.findall(r"`(everifin_[a-z]+_?[a-z]*)` \| (?:prints|ends|starts)", README))
-    assert len(commands) == 3
+    commands = set(re.findall(r"`(everifin_[a-z_]+)` \| (?:prints|ends|starts|moves)", README))
+    assert len(commands) == 4
     assert commands <= set(get_commands())
 
 

@@ -1,0 +1,61 @@
+"""
+Move all stored tokens to the newest encryption key.
+"""
+
+from argparse import ArgumentParser
+from collections import Counter
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from everifin_django.conf import conf
+from everifin_django.crypto import newest_key_id, parse_keys
+from everifin_django.rekey import UNREADABLE, keys_in_use, reseal
+
+
+class Command(BaseCommand):
+    help = (
+        "Seal with the newest key in EVERIFIN_ENCRYPTION_KEYS what older ones sealed. Safe beside "
+        "a running site, and to be stopped and run again."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--status", action="store_true", help="only say which key sealed how many tokens"
+        )
+        parser.add_argument("--batch-size", type=int, default=500, help="rows read at a time")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["batch_size"] < 1:
+            raise CommandError("--batch-size must be at least 1.")
+        if not options["status"]:
+            self._reseal(options["batch_size"])
+        self._say_status()
+
+    def _reseal(self, batch_size: int) -> None:
+        total: Counter[str] = Counter()
+        for outcome in reseal(batch_size):
+            total += outcome
+        self.stdout.write(
+            f"{total['resealed']} resealed, {total['overtaken']} refreshed meanwhile, "
+            f"{total[UNREADABLE]} unreadable."
+        )
+        if total[UNREADABLE]:
+            self.stderr.write(
+                "What is unreadable was left as it is: put the key that sealed it back into "
+                "EVERIFIN_ENCRYPTION_KEYS and run this again."
+            )
+
+    def _say_status(self) -> None:
+        in_use = keys_in_use()
+        newest = newest_key_id()
+        for key_id in [key.key_id for key in parse_keys(conf.encryption_keys)]:
+            count = in_use.pop(key_id, 0)
+            remark = "the newest" if key_id == newest else _advice(count)
+            self.stdout.write(f"{key_id}: {count} tokens ({remark})")
+        for key_id, count in sorted(in_use.items()):
+            self.stdout.write(f"{key_id}: {count} tokens (not in EVERIFIN_ENCRYPTION_KEYS!)")
+
+
+def _advice(count: int) -> str:
+    return "still needed" if count else "not needed any more, except for backups"

@@ -1,0 +1,95 @@
+"""
+Move what older keys sealed to the newest one, beside a site that is running.
+
+A ciphertext is replaced only where it still is what was read: a refresh that stores a new token
+meanwhile has sealed it with the newest key already, and wins. Running it again goes on where it was
+stopped, because what has moved is not looked at again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from django.db import router
+from django.db.models import QuerySet
+
+from everifin_django.crypto import FORMAT, Purpose, key_id_of, newest_key_id, open_sealed, seal
+from everifin_django.exceptions import TokenUnreadableError
+from everifin_django.models import BankToken, PendingRevocation
+
+Sealed = type[BankToken] | type[PendingRevocation]
+
+COLUMNS: tuple[tuple[Sealed, Purpose], ...] = (
+    (BankToken, "access"),
+    (BankToken, "refresh"),
+    (BankToken, "id"),
+    (PendingRevocation, "refresh"),
+)
+RESEALED, OVERTAKEN, UNREADABLE = "resealed", "overtaken", "unreadable"
+
+
+def keys_in_use() -> Counter[str]:
+    """
+    Return how many stored tokens each key has sealed, by key id; "unreadable" for what this app did
+    not write.
+
+    Four queries, read row by row.
+    """
+    found: Counter[str] = Counter()
+    for model, purpose in COLUMNS:
+        for row in _sealed(model, purpose).iterator():
+            try:
+                found[key_id_of(_ciphertext(row, purpose))] += 1
+            except TokenUnreadableError:
+                found[UNREADABLE] += 1
+    return found
+
+
+def reseal(batch_size: int) -> Iterator[Counter[str]]:
+    """
+    Seal with the newest key what older ones sealed; yield after each batch what became of it.
+
+    Shape: counts of "resealed", "overtaken" (a refresh was faster) and "unreadable" (left as it
+    is). One query a batch and one short statement a token; nothing is locked in between.
+    """
+    for model, purpose in COLUMNS:
+        for batch in _batches(_sealed_by_older_keys(model, purpose), batch_size):
+            yield Counter(_reseal(row, purpose) for row in batch)
+
+
+def _reseal(row: Any, purpose: Purpose) -> str:
+    old = _ciphertext(row, purpose)
+    try:
+        new = seal(open_sealed(old, row.place(purpose)), row.place(purpose))
+    except TokenUnreadableError:
+        return UNREADABLE
+    column = f"{purpose}_ciphertext"
+    same = _all(type(row)).filter(pk=row.pk, **{column: old})
+    return RESEALED if same.update(**{column: new}) else OVERTAKEN
+
+
+def _sealed_by_older_keys(model: Sealed, purpose: Purpose) -> QuerySet[Any]:
+    newest = f"{FORMAT}.{newest_key_id()}."
+    return _sealed(model, purpose).exclude(**{f"{purpose}_ciphertext__startswith": newest})
+
+
+def _sealed(model: Sealed, purpose: Purpose) -> QuerySet[Any]:
+    return _all(model).exclude(**{f"{purpose}_ciphertext": ""})
+
+
+def _all(model: Sealed) -> QuerySet[Any]:
+    return model._default_manager.using(router.db_for_write(model))
+
+
+def _ciphertext(row: Any, purpose: Purpose) -> str:
+    return str(getattr(row, f"{purpose}_ciphertext"))
+
+
+def _batches(rows: QuerySet[Any], size: int) -> Iterator[list[Any]]:
+    """The rows in the order of their keys, each once, however many leave the selection."""
+    batch = list(rows.order_by("pk")[:size])
+    while batch:
+        yield batch
+        batch = list(rows.filter(pk__gt=batch[-1].pk).order_by("pk")[:size])
