@@ -145,6 +145,8 @@ class EveryDatabase:
         # Our pytest plugin is imported before any of pytest's own could begin to measure.
         measured = ["-m", "coverage", "run"] if self.measures else []
         command = [sys.executable, *measured, "-m", "pytest", f"--junitxml={report}"]
+        # Not where pytest keeps the files of all its runs, and other runs clear them away.
+        command += [f"--basetemp={directory / 'pytest'}"]
         command += [f"--numprocesses={self.workers}", f"--randomly-seed={self.seed}", *arguments]
         return Counts.read(report, call(command, directory, DATABASE_URL=url))
 
