@@ -5,6 +5,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.db import connection, connections
 
@@ -36,10 +37,10 @@ def _outcome(batch_size=500):
     return sum(reseal(batch_size), start=type(keys_in_use())())
 
 
-def _command(*arguments) -> tuple[str, str]:
-    out, err = StringIO(), StringIO()
-    call_command("everifin_rotate_keys", *arguments, stdout=out, stderr=err)
-    return out.getvalue(), err.getvalue()
+def _command(*arguments) -> str:
+    out = StringIO()
+    call_command("everifin_rotate_keys", *arguments, stdout=out)
+    return out.getvalue()
 
 
 def test_every_token_moves_and_stays_what_it_was(rotate, settings):
@@ -54,6 +55,12 @@ def test_every_token_moves_and_stays_what_it_was(rotate, settings):
     pending.refresh_from_db()
     opened = [row.open_token(purpose) for purpose in ("access", "refresh", "id")]
     assert [*opened, pending.open_token()] == [Secret(text) for text in "arip"]
+
+
+def test_two_key_ids_that_differ_in_case_alone_are_refused(settings):
+    settings.EVERIFIN_ENCRYPTION_KEYS = [NEW, NEW.replace("new:", "NEW:")]
+    with pytest.raises(ImproperlyConfigured, match="stands twice"):
+        _command("--status")
 
 
 def test_what_has_moved_is_not_touched_again(rotate):
@@ -173,19 +180,16 @@ class TestCommand:
     def test_it_says_what_it_did_and_which_key_can_go(self, rotate):
         BankTokenFactory()
         rotate()
-        out, err = _command()
-        assert out.splitlines() == [
+        assert _command().splitlines() == [
             "2 resealed, 0 refreshed meanwhile, 0 unreadable.",
             "new: 2 tokens (the newest)",
             "old: 0 tokens (not needed any more, except for backups)",
         ]
-        assert err == ""
 
     def test_status_changes_nothing(self, rotate):
         BankTokenFactory()
         rotate()
-        out, _ = _command("--status")
-        assert out.splitlines() == [
+        assert _command("--status").splitlines() == [
             "new: 0 tokens (the newest)",
             "old: 2 tokens (still needed)",
         ]
@@ -194,9 +198,9 @@ class TestCommand:
     def test_a_key_that_is_missing_is_named(self, rotate, settings):
         PendingRevocationFactory()
         settings.EVERIFIN_ENCRYPTION_KEYS = [NEW]
-        out, err = _command()
-        assert "old: 1 tokens (not in EVERIFIN_ENCRYPTION_KEYS!)" in out
-        assert "put the key that sealed it back" in err
+        assert "old: 1 tokens (not in EVERIFIN_ENCRYPTION_KEYS!)" in _command("--status")
+        with pytest.raises(CommandError, match="put the key that sealed it back"):
+            _command()
         assert PendingRevocation.objects.get().refresh_ciphertext.startswith("evf1.old.")
 
     def test_a_batch_has_at_least_one_row(self):

@@ -35,7 +35,7 @@ BOUNDS = settings(
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=list(HealthCheck),  # they judge the speed of the machine
 )
 
 

@@ -28,11 +28,16 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if options["batch_size"] < 1:
             raise CommandError("--batch-size must be at least 1.")
-        if not options["status"]:
-            self._reseal(options["batch_size"])
+        unreadable = 0 if options["status"] else self._reseal(options["batch_size"])
         self._say_status()
+        if unreadable:
+            raise CommandError(
+                "What is unreadable was left as it is: put the key that sealed it back into "
+                "EVERIFIN_ENCRYPTION_KEYS and run this again."
+            )
 
-    def _reseal(self, batch_size: int) -> None:
+    def _reseal(self, batch_size: int) -> int:
+        """Say what was done, and return how many tokens are unreadable."""
         total: Counter[str] = Counter()
         for outcome in reseal(batch_size):
             total += outcome
@@ -40,11 +45,7 @@ class Command(BaseCommand):
             f"{total['resealed']} resealed, {total['overtaken']} refreshed meanwhile, "
             f"{total[UNREADABLE]} unreadable."
         )
-        if total[UNREADABLE]:
-            self.stderr.write(
-                "What is unreadable was left as it is: put the key that sealed it back into "
-                "EVERIFIN_ENCRYPTION_KEYS and run this again."
-            )
+        return total[UNREADABLE]
 
     def _say_status(self) -> None:
         in_use = keys_in_use()
