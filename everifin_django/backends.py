@@ -27,7 +27,7 @@ from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from everifin_django import identity, oauth, revocation, tokens
 from everifin_django.conf import conf
-from everifin_django.crypto import Place, seal
+from everifin_django.crypto import active_key
 from everifin_django.exceptions import APIError, IdentityTakenError, LoginError
 from everifin_django.flows import Flow
 from everifin_django.identity import Claims, Identity
@@ -113,7 +113,7 @@ class EverifinBackend(OIDCAuthenticationBackend):
         """
         # The keys prove themselves before the code is spent: a grant that cannot be sealed could
         # not even be ended.
-        seal(Secret(""), Place("", "", "refresh"))
+        active_key()
         granted = oauth.exchange_code(
             code, redirect_uri=flow.redirect_uri, code_verifier=flow.verifier
         )

@@ -2,14 +2,15 @@
 What is missing or unsafe, said at ``manage.py check``: one small function a concern, each with a
 hint that says what to write.
 
-No check asks the network or the database. Ids are never used again for something else.
+No check asks the network; one asks the database, and only when it is told which:
+``check --deploy --database default``. Ids are never used again for something else.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,15 +18,20 @@ from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, router
 from django.utils.module_loading import import_string
 
-from everifin_django.conf import SETTING_NAMES, conf, is_plain_loopback
-from everifin_django.crypto import KEY_BYTES, Key, parse_key, parse_keys
+from everifin_django.conf import DEFAULT_KEY_PROVIDER, SETTING_NAMES, conf, is_plain_loopback
+from everifin_django.crypto import KEY_BYTES, Key, is_known, parse_key, parse_keys
+from everifin_django.exceptions import KeysUnavailableError
+from everifin_django.models import BankToken
+from everifin_django.rekey import UNREADABLE, keys_in_use
 
 MIDDLEWARE = "everifin_django.middleware.EverifinMiddleware"
 BACKEND = "everifin_django.backends.EverifinBackend"
 AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 SIGNED_COOKIES = "django.contrib.sessions.backends.signed_cookies"
+PROVIDER_HINT = "README's section on security shows one. Without it, the keys are in the settings."
 ADDRESSES = (
     "EVERIFIN_IDP_URL",
     "EVERIFIN_API_URL",
@@ -50,6 +56,7 @@ def register() -> None:
     ):
         checks.register(check, "everifin_django")
     checks.register(check_deployment, "everifin_django", deploy=True)
+    checks.register(check_stored_keys, checks.Tags.database, deploy=True)
 
 
 def check_client(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -64,6 +71,10 @@ def check_client(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_keys(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if errors := _errors_of("EVERIFIN_KEY_PROVIDER", id="E019", hint=PROVIDER_HINT):
+        return errors
+    if conf.key_provider != DEFAULT_KEY_PROVIDER:
+        return list(_errors_of_provider())
     hint = (
         "Put a key that `manage.py everifin_new_key` prints in front of the list, "
         "and keep it as secret as SECRET_KEY."
@@ -77,6 +88,16 @@ def check_keys(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         except ImproperlyConfigured as error:
             errors.append(_error(str(error), id="E004", hint=hint))
     return errors or [*_errors_of_ids(), *_errors_of_origin(keys)]
+
+
+def _errors_of_provider() -> Iterable[CheckMessage]:
+    provider = _load(conf.key_provider)
+    if not all(callable(getattr(provider, name, None)) for name in ("active", "get")):
+        yield _error(
+            "EVERIFIN_KEY_PROVIDER does not lead to a class with active() and get().",
+            id="E019",
+            hint=PROVIDER_HINT,
+        )
 
 
 def _errors_of_ids() -> Iterable[CheckMessage]:
@@ -244,6 +265,41 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             )
         )
     return messages
+
+
+def check_stored_keys(
+    app_configs: Any, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Reads every stored token's key id."""
+    alias = router.db_for_write(BankToken)
+    if alias not in (databases or ()):
+        return []
+    if BankToken._meta.db_table not in connections[alias].introspection.table_names():
+        return []
+    try:
+        missing = {
+            key_id: count
+            for key_id, count in keys_in_use().items()
+            if key_id == UNREADABLE or not is_known(key_id)
+        }
+    except (ImproperlyConfigured, KeysUnavailableError):
+        # What is wrong with the keys themselves, ``check_keys`` says.
+        return []
+    return [
+        checks.Warning(
+            f"Stored tokens that cannot be opened, because {_cause(key_id)}: {count}.",
+            hint="Put it back behind the newest one. `manage.py everifin_rotate_keys --status` "
+            "says which keys are needed.",
+            id="everifin_django.W004",
+        )
+        for key_id, count in sorted(missing.items())
+    ]
+
+
+def _cause(key_id: str) -> str:
+    if key_id == UNREADABLE:
+        return "this app did not write them"
+    return f"the encryption key {key_id!r} is missing"
 
 
 def _error(message: str, *, id: str, hint: str) -> CheckMessage:  # noqa: A002 - Django's own word

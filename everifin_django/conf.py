@@ -33,6 +33,8 @@ Paths that Everifin does not publish: inferred from the resource names in its er
 site can correct them with EVERIFIN_API_PATHS.
 """
 
+DEFAULT_KEY_PROVIDER = "everifin_django.crypto.SettingsKeys"
+
 MAX_SECONDS = 60
 """The upper bound of every timeout, so that no setting can hold a worker for minutes."""
 
@@ -82,6 +84,16 @@ class Conf:
             unset,
             lambda keys: isinstance(keys, list | tuple) and keys,
             "must be a list of keys, newest first. `manage.py everifin_new_key` prints one.",
+        )
+
+    @property
+    def key_provider(self) -> str:
+        """The path of a class that is a ``crypto.KeyProvider``."""
+        return self._read(
+            "EVERIFIN_KEY_PROVIDER",
+            DEFAULT_KEY_PROVIDER,
+            lambda path: isinstance(path, str) and path.count(".") >= 1,
+            f'must be the path of a class, such as "{DEFAULT_KEY_PROVIDER}".',
         )
 
     # Where Everifin is.

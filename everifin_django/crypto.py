@@ -1,5 +1,5 @@
 """
-Seal a text with the newest key; open it with any current key.
+Seal a text with the active key; open it with any current key.
 
 A sealed text is ASCII: ``evf1.<key id>.<base64url of nonce (12 bytes), ciphertext and tag (16
 bytes)>``. It opens only in the place it was sealed for: the connection, its user and the purpose
@@ -10,7 +10,8 @@ Why a sub-key for each place
     8.3). Five-minute tokens of a large site would pass that within weeks; under a sub-key for each
     row and column it is out of reach.
 
-Nothing here touches the database or any setting but EVERIFIN_ENCRYPTION_KEYS.
+Where keys come from is EVERIFIN_KEY_PROVIDER's matter. Nothing here touches the database or any
+other setting but EVERIFIN_ENCRYPTION_KEYS.
 """
 
 from __future__ import annotations
@@ -19,20 +20,29 @@ import base64
 import os
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Literal
+from functools import cache
+from typing import Literal, Protocol, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
 
 from everifin_django.conf import conf
-from everifin_django.exceptions import MalformedError, TamperedError, UnknownKeyError
+from everifin_django.exceptions import (
+    KeysUnavailableError,
+    MalformedError,
+    TamperedError,
+    UnknownKeyError,
+)
 from everifin_django.secret import Secret
+
+T = TypeVar("T")
 
 FORMAT = "evf1"
 KEY_BYTES = 32
@@ -58,8 +68,52 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Key:
+    """
+    A key by its id, 1 to 32 letters, digits, '-' and '_', with its 32 bytes.
+
+    Errors: ImproperlyConfigured, which never shows the bytes.
+    """
+
     key_id: str
     material: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not KEY_ID.fullmatch(self.key_id):
+            raise ImproperlyConfigured(
+                "The id of an encryption key is 1 to 32 letters, digits, '-' and '_'."
+            )
+        if len(self.material) != KEY_BYTES:
+            raise ImproperlyConfigured(
+                f"The encryption key {self.key_id!r} has {len(self.material)} bytes "
+                f"and needs {KEY_BYTES}."
+            )
+
+
+class KeyProvider(Protocol):
+    """
+    Where the keys come from: one object for each process, made without arguments on first use.
+
+    Both methods are asked for every token that is sealed or opened, from many threads. One that
+    fetches or unwraps keys elsewhere, as from a KMS, keeps what it got. Whatever they raise becomes
+    KeysUnavailableError.
+    """
+
+    def active(self) -> Key:
+        """Return the key that seals now."""
+
+    def get(self, key_id: str) -> Key | None:
+        """Return the key of that id, None if there is none."""
+
+
+class SettingsKeys:
+    """The keys in EVERIFIN_ENCRYPTION_KEYS. The default; a provider of keys may build on it."""
+
+    def active(self) -> Key:
+        return parse_keys(conf.encryption_keys)[0]
+
+    def get(self, key_id: str) -> Key | None:
+        keys = parse_keys(conf.encryption_keys)
+        return next((key for key in keys if key.key_id == key_id), None)
 
 
 def parse_key(text: str) -> Key:
@@ -111,17 +165,38 @@ def _read_key(text: object) -> Key | str:
         material = base64.b64decode(encoded, altchars=altchars, validate=True)
     except ValueError:
         return f"The key {key_id!r} in EVERIFIN_ENCRYPTION_KEYS is not valid base64."
-    if len(material) != KEY_BYTES:
-        return (
-            f"The key {key_id!r} in EVERIFIN_ENCRYPTION_KEYS has {len(material)} bytes "
-            f"and needs {KEY_BYTES}."
-        )
-    return Key(key_id, material)
+    try:
+        return Key(key_id, material)
+    except ImproperlyConfigured as error:
+        return f"EVERIFIN_ENCRYPTION_KEYS: {error}"
 
 
-def newest_key_id() -> str:
-    """Return the id of the key that seals now. Errors: ImproperlyConfigured."""
-    return parse_keys(conf.encryption_keys)[0].key_id
+def active_key() -> Key:
+    """Return the key that seals now. Errors: KeysUnavailableError, ImproperlyConfigured."""
+    return _ask(lambda provider: provider.active())
+
+
+def is_known(key_id: str) -> bool:
+    """Is there a key of that id? Errors: as ``active_key``."""
+    return _ask(lambda provider: provider.get(key_id)) is not None
+
+
+def _ask(question: Callable[[KeyProvider], T]) -> T:
+    provider = _provider(conf.key_provider)
+    try:
+        return question(provider)
+    except ImproperlyConfigured:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a provider's library raises
+        failure = type(error).__name__
+    # Raised here, without the other as its context: that one's frames may hold keys.
+    raise KeysUnavailableError(failure)
+
+
+@cache
+def _provider(path: str) -> KeyProvider:
+    provider: KeyProvider = import_string(path)()
+    return provider
 
 
 def new_key(today: date) -> str:
@@ -129,11 +204,12 @@ def new_key(today: date) -> str:
     return f"{today:%Y-%m}:{base64.b64encode(os.urandom(KEY_BYTES)).decode()}"
 
 
-def seal(secret: Secret, place: Place) -> str:
+def seal(secret: Secret, place: Place, key: Key) -> str:
     """
-    Return *secret* sealed with the newest key for *place*. Costs some 10 microseconds and no query.
+    Return *secret* sealed with *key* for *place*. Costs some 10 microseconds and no query.
+
+    The key is an argument so that who has spent a token for a new one need not ask for a key then.
     """
-    key = parse_keys(conf.encryption_keys)[0]
     context = _context(key, place)
     nonce = os.urandom(NONCE_BYTES)
     sealed = nonce + _cipher(key, context).encrypt(nonce, secret.reveal().encode(), context)
@@ -144,8 +220,8 @@ def open_sealed(sealed: str, place: Place) -> Secret:
     """
     Return the text that was sealed for *place*.
 
-    Errors: UnknownKeyError, TamperedError, MalformedError; never an empty or the sealed text
-    instead.
+    Errors: UnknownKeyError, TamperedError, MalformedError, KeysUnavailableError; never an empty or
+    the sealed text instead.
     """
     parts = _split(sealed)
     # What is not sealed may be a token in clear, and a report of an error would show it.
@@ -153,7 +229,7 @@ def open_sealed(sealed: str, place: Place) -> Secret:
     if parts is None:
         raise MalformedError(_MALFORMED)
     key_id, payload = parts
-    key = next((key for key in parse_keys(conf.encryption_keys) if key.key_id == key_id), None)
+    key = _ask(lambda provider: provider.get(key_id))
     if key is None:
         raise UnknownKeyError(key_id)
     context = _context(key, place)

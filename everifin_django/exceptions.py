@@ -10,6 +10,7 @@ What can go wrong, and who has to act.
     │   ├── ScopeMissingError           the user connects again and grants more
     │   ├── TokenUnreadableError        the site's operator looks at the keys
     │   │   ├── UnknownKeyError
+    │   │   ├── KeysUnavailableError
     │   │   ├── TamperedError
     │   │   └── MalformedError
     │   └── RefreshInTransactionError   the site's developer marks the view
@@ -83,7 +84,7 @@ class TokenUnreadableError(TokenError):
 
 
 class UnknownKeyError(TokenUnreadableError):
-    """The key that sealed the token is not in EVERIFIN_ENCRYPTION_KEYS. ``key_id`` names it."""
+    """The key that sealed the token is not among the site's keys. ``key_id`` names it."""
 
     def __init__(self, key_id: str) -> None:
         super().__init__(key_id)
@@ -91,9 +92,23 @@ class UnknownKeyError(TokenUnreadableError):
 
     def __str__(self) -> str:
         return (
-            f"The encryption key {self.key_id!r} is not in EVERIFIN_ENCRYPTION_KEYS. "
-            "Add it again, behind the newest one."
+            f"The encryption key {self.key_id!r} is not in EVERIFIN_ENCRYPTION_KEYS, or unknown to "
+            "EVERIFIN_KEY_PROVIDER. Add it again, behind the newest one."
         )
+
+
+class KeysUnavailableError(TokenUnreadableError):
+    """
+    The site's key provider failed, so nothing can be sealed or opened for now. ``failure`` names
+    the kind of its error.
+    """
+
+    def __init__(self, failure: str) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+    def __str__(self) -> str:
+        return f"EVERIFIN_KEY_PROVIDER gave no encryption key ({self.failure})."
 
 
 class TamperedError(TokenUnreadableError):

@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from everifin_django.crypto import Place, Purpose, open_sealed, seal
+from everifin_django.crypto import Key, Place, Purpose, open_sealed, seal
 from everifin_django.secret import Secret
 
 if TYPE_CHECKING:
@@ -145,10 +145,10 @@ class BankToken(models.Model):
         sealed = getattr(self, f"{purpose}_ciphertext")
         return open_sealed(sealed, self.place(purpose)) if sealed else None
 
-    def sealed(self, tokens: TokenSet) -> dict[str, Any]:
+    def sealed(self, tokens: TokenSet, key: Key) -> dict[str, Any]:
         """
-        Return the columns that hold *tokens*, encrypted for this row. A token that did not come
-        keeps its column.
+        Return the columns that hold *tokens*, encrypted with *key* for this row. A token that did
+        not come keeps its column.
         """
         columns = {
             "scope": tokens.scope or self.scope,
@@ -156,12 +156,12 @@ class BankToken(models.Model):
             "asked_at": tokens.asked_at,
             "access_expires_at": tokens.expires_at,
             "refresh_expires_at": tokens.refresh_expires_at,
-            "access_ciphertext": seal(tokens.access, self.place("access")),
+            "access_ciphertext": seal(tokens.access, self.place("access"), key),
         }
         if tokens.refresh is not None:
-            columns["refresh_ciphertext"] = seal(tokens.refresh, self.place("refresh"))
+            columns["refresh_ciphertext"] = seal(tokens.refresh, self.place("refresh"), key)
         if tokens.id is not None:
-            columns["id_ciphertext"] = seal(tokens.id, self.place("id"))
+            columns["id_ciphertext"] = seal(tokens.id, self.place("id"), key)
         return columns
 
     @property

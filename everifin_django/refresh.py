@@ -30,7 +30,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -39,7 +39,7 @@ from django.utils import timezone
 
 from everifin_django import revocation
 from everifin_django.conf import conf
-from everifin_django.crypto import seal
+from everifin_django.crypto import Key, active_key
 from everifin_django.exceptions import (
     AnswerLostError,
     APIError,
@@ -65,6 +65,7 @@ POLL_SECONDS = (0.05, 0.25)
 BACKOFF_SECONDS = (2, 60)
 TAKEOVER_PATIENCE_SECONDS = 1.5
 REPEAT_SECONDS = 1
+CLIENT_REFUSED_PAUSE_SECONDS = 5
 ANSWER_LOST = "answer_lost"
 LIMIT_LOCK_WAITS = {
     "sqlite": "PRAGMA busy_timeout = 2000",
@@ -74,6 +75,7 @@ LIMIT_LOCK_WAITS = {
 """How long a refresh waits for the transaction that waits for it, by database."""
 
 EXPIRED_ANSWER_PAUSE_SECONDS = 5
+CLIENT_ERRORS = frozenset({"invalid_client", "unauthorized_client"})
 ENDING_ERRORS = {
     "invalid_grant": "invalid_grant",
     "invalid_scope": "consent_withdrawn",
@@ -177,7 +179,7 @@ def _try(reading: _Reading, deadline: float) -> BankToken | None:
     """The connection refreshed, or as it is while usable; None if somebody is refreshing it."""
     try:
         if not reading.is_leased:
-            if pause_seconds := reading.pause_seconds:
+            if pause_seconds := max(reading.pause_seconds, client_pause.seconds_left):
                 raise _unavailable(pause_seconds)
             attempt = Attempt(reading.row, deadline)
             if attempt.claim():
@@ -226,7 +228,8 @@ def _refreshed_over_own_connection(user: Any, rejected_version: int | None) -> B
 @dataclass(slots=True)
 class Attempt:
     """
-    One try of one process to refresh one connection, step by step.
+    One try of one process to refresh one connection, step by step. Making one proves that there is
+    a key to seal with, and keeps it: no key fault can cost a token that is spent.
 
     ``run`` is the steps in their order; each can be called on its own, so that any interleaving of
     two tries can be played.
@@ -234,6 +237,7 @@ class Attempt:
 
     row: BankToken
     deadline: float
+    key: Key = field(default_factory=active_key)
     lease_id: uuid.UUID | None = None
     refresh_token: Secret | None = None
     is_answer_lost: bool = False
@@ -250,12 +254,11 @@ class Attempt:
 
     def claim(self) -> bool:
         """
-        Prove that the keys work, then take the lease; return whether it was taken. One statement.
+        Open the refresh token, then take the lease; return whether it was taken. One statement.
 
         Errors: TokenUnreadableError, before anything is sent or written.
         """
         self.refresh_token = self.row.open_token("refresh")
-        seal(Secret(""), self.row.place("refresh"))
         lease_seconds = conf.deadline_seconds + STORE_RETRY_SECONDS + LEASE_SPARE_SECONDS
         self.lease_id = uuid.uuid4()
         return bool(
@@ -298,7 +301,7 @@ class Attempt:
             and not is_about(tokens.id, Identity(row.issuer, row.subject))
         ):
             return self._stop(tokens)
-        columns = row.sealed(tokens) | {
+        columns = row.sealed(tokens, self.key) | {
             "token_version": row.token_version + 1,
             "status": BankToken.Status.ACTIVE,
             "failures": 0,
@@ -346,7 +349,7 @@ class Attempt:
         is_unwanted = row is None or row.status == BankToken.Status.DISCONNECTED
         if is_unwanted and tokens.refresh is not None:
             place = self.row.place("refresh")
-            revocation.revoke(revocation.add(place, tokens.refresh, "disconnected"))
+            revocation.revoke(revocation.add(place, tokens.refresh, "disconnected", self.key))
         return _alive(row)
 
     def _stop(self, tokens: TokenSet) -> BankToken:
@@ -361,9 +364,8 @@ class Attempt:
             **_FREE,
         )
         if tokens.refresh is not None:
-            revocation.revoke(
-                revocation.add(self.row.place("refresh"), tokens.refresh, "identity_changed")
-            )
+            place = self.row.place("refresh")
+            revocation.revoke(revocation.add(place, tokens.refresh, "identity_changed", self.key))
         logger.critical(
             "A refresh of connection %s was answered with somebody else's ID token.", self.row.pk
         )
@@ -413,6 +415,8 @@ class Attempt:
             last_error=_reason(error),
             **_FREE | {"retry_after": in_database_seconds(seconds)},
         )
+        if _is_about_client(error):
+            client_pause.begin()
         is_ours_to_mend = isinstance(error, RefusedError) or error.status == 401
         logger.log(
             logging.ERROR if is_ours_to_mend else logging.WARNING,
@@ -432,6 +436,36 @@ class Attempt:
 
     def _reread(self) -> BankToken | None:
         return BankToken.objects.using(_alias()).filter(pk=self.row.pk).first()
+
+
+class ClientPause:
+    """
+    When Everifin refused this site's client itself, no connection is tried for a moment: each would
+    be refused alike. Of this process only.
+    """
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def begin(self) -> None:
+        self._until = time.monotonic() + CLIENT_REFUSED_PAUSE_SECONDS
+
+    def end(self) -> None:
+        self._until = 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+
+client_pause = ClientPause()
+
+
+def _is_about_client(error: APIError) -> bool:
+    """Source: RFC 6749, section 5.2. Some servers say no more than 401."""
+    if isinstance(error, RefusedError):
+        return error.code in CLIENT_ERRORS
+    return error.status == 401
 
 
 _FREE: dict[str, Any] = {"lease_id": None, "lease_until": None, "retry_after": None}

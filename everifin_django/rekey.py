@@ -15,7 +15,7 @@ from typing import Any
 from django.db import router
 from django.db.models import QuerySet
 
-from everifin_django.crypto import FORMAT, Purpose, key_id_of, newest_key_id, open_sealed, seal
+from everifin_django.crypto import FORMAT, Key, Purpose, active_key, key_id_of, open_sealed, seal
 from everifin_django.exceptions import TokenUnreadableError
 from everifin_django.models import BankToken, PendingRevocation
 
@@ -50,30 +50,31 @@ def keys_in_use() -> Counter[str]:
 
 def reseal(batch_size: int) -> Iterator[Counter[str]]:
     """
-    Seal with the newest key what older ones sealed; yield after each batch what became of it.
+    Seal with the active key what others sealed; yield after each batch what became of it.
 
     Shape: counts of "resealed", "overtaken" (a refresh was faster) and "unreadable" (left as it
     is). One query a batch and one short statement a token; nothing is locked in between.
     """
+    key = active_key()
     for model, purpose in COLUMNS:
-        for batch in _batches(_sealed_by_older_keys(model, purpose), batch_size):
-            yield Counter(_reseal(row, purpose) for row in batch)
+        for batch in _batches(_sealed_by_others(model, purpose, key), batch_size):
+            yield Counter(_reseal(row, purpose, key) for row in batch)
 
 
-def _reseal(row: Any, purpose: Purpose) -> str:
+def _reseal(row: Any, purpose: Purpose, key: Key) -> str:
     column = f"{purpose}_ciphertext"
     old = getattr(row, column)
     try:
-        new = seal(open_sealed(old, row.place(purpose)), row.place(purpose))
+        new = seal(open_sealed(old, row.place(purpose)), row.place(purpose), key)
     except TokenUnreadableError:
         return UNREADABLE
     same = _all(type(row)).filter(pk=row.pk, **{column: old})
     return RESEALED if same.update(**{column: new}) else OVERTAKEN
 
 
-def _sealed_by_older_keys(model: Sealed, purpose: Purpose) -> QuerySet[Any]:
-    newest = f"{FORMAT}.{newest_key_id()}."
-    return _sealed(model, purpose).exclude(**{f"{purpose}_ciphertext__startswith": newest})
+def _sealed_by_others(model: Sealed, purpose: Purpose, key: Key) -> QuerySet[Any]:
+    by_this = f"{FORMAT}.{key.key_id}."
+    return _sealed(model, purpose).exclude(**{f"{purpose}_ciphertext__startswith": by_this})
 
 
 def _sealed(model: Sealed, purpose: Purpose) -> QuerySet[Any]:

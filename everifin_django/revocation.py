@@ -13,7 +13,7 @@ import uuid
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models
 
-from everifin_django.crypto import Place, seal
+from everifin_django.crypto import Key, Place, active_key, seal
 from everifin_django.exceptions import EverifinError, RefusedError, TokenUnreadableError
 from everifin_django.models import BankToken, DatabaseNow, PendingRevocation, in_database_seconds
 from everifin_django.oauth import TokenSet, end_session
@@ -41,12 +41,15 @@ def take_over(connection: BankToken, reason: str) -> PendingRevocation | None:
     )
 
 
-def add(place: Place, refresh_token: Secret, reason: str) -> PendingRevocation:
-    """Put a refresh token that was not stored into the outbox, sealed for *place*. One query."""
+def add(place: Place, refresh_token: Secret, reason: str, key: Key) -> PendingRevocation:
+    """
+    Put a refresh token that was not stored into the outbox, sealed with *key* for *place*. One
+    query.
+    """
     return PendingRevocation.objects.create(
         connection_id=place.connection_id,
         user_pk=place.user_pk,
-        refresh_ciphertext=seal(refresh_token, place),
+        refresh_ciphertext=seal(refresh_token, place, key),
         reason=reason,
     )
 
@@ -61,7 +64,7 @@ def reject(tokens: TokenSet, reason: str) -> None:
     in_session = BankToken.objects.exclude(idp_session="").filter(idp_session=tokens.session_id)
     if tokens.refresh is not None and not in_session.exists():
         place = Place(connection_id=str(uuid.uuid4()), user_pk="", purpose="refresh")
-        revoke(add(place, tokens.refresh, reason))
+        revoke(add(place, tokens.refresh, reason, active_key()))
 
 
 def revoke(pending: PendingRevocation) -> bool:

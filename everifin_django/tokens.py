@@ -21,6 +21,7 @@ from django.utils import timezone
 from everifin_django import refresh, revocation
 from everifin_django.client import Client, EndUser
 from everifin_django.conf import conf
+from everifin_django.crypto import active_key
 from everifin_django.exceptions import IdentityTakenError, ScopeMissingError, TokenMissingError
 from everifin_django.identity import Identity
 from everifin_django.models import BankToken, PendingRevocation
@@ -252,7 +253,7 @@ def _keep(
     """The stored connection, or None if it moved on since it was read."""
     columns = {
         **_NOTHING,
-        **row.sealed(tokens),
+        **row.sealed(tokens, active_key()),
         "scope": tokens.scope or conf.scopes,
         "idp_session": tokens.session_id,
         "issuer": identity.issuer if identity else "",

@@ -61,6 +61,7 @@ EVERIFIN_SETTINGS: Mapping[str, Callable[[str], Any]] = {
     "EVERIFIN_CLIENT_ID": str,
     "EVERIFIN_CLIENT_SECRET": str,
     "EVERIFIN_ENCRYPTION_KEYS": words,
+    "EVERIFIN_KEY_PROVIDER": str,
     "EVERIFIN_IDP_URL": str,
     "EVERIFIN_API_URL": str,
     "EVERIFIN_API_PATHS": mapping,

@@ -3,17 +3,21 @@
 import base64
 import hashlib
 import socket
+from typing import Any
 
 import pytest
 from django.conf import settings as site
 from django.contrib.auth.middleware import AuthenticationMiddleware
-from django.core.checks import CheckMessage, run_checks
+from django.core.checks import CheckMessage, Tags, run_checks
 from django.core.management import CommandError, call_command
+from django.db import connection
 from django.test import override_settings
 
 from everifin_django.backends import EverifinBackend
 from everifin_django.conf import SETTING_NAMES
 from everifin_django.middleware import EverifinMiddleware
+from everifin_django.models import BankToken
+from everifin_django.testing.factories import BankTokenFactory
 
 TAG = "everifin_django"
 KEY = base64.b64encode(b"k" * 32).decode()
@@ -56,6 +60,10 @@ def key(material: bytes) -> list[str]:
 
 
 WRONG = [
+    ("E019", {"EVERIFIN_KEY_PROVIDER": ""}),
+    ("E019", {"EVERIFIN_KEY_PROVIDER": "keys"}),
+    ("E019", {"EVERIFIN_KEY_PROVIDER": "tests.nowhere.Vault"}),
+    ("E019", {"EVERIFIN_KEY_PROVIDER": "everifin_django.crypto.Key"}),
     ("E001", {"EVERIFIN_CLIENT_ID": ""}),
     ("E001", {"EVERIFIN_CLIENT_ID": None}),
     ("E002", {"EVERIFIN_CLIENT_SECRET": ""}),
@@ -279,3 +287,63 @@ def test_no_check_asks_network_or_database(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     assert set(ids(deploy=True)) == {"W002", "W003"}
+
+
+@pytest.mark.django_db
+class TestStoredKeys:
+    """Deployment checks that look into the database, which they do only when told."""
+
+    @pytest.fixture(autouse=True)
+    def row(self):
+        return BankTokenFactory(access_token="a", refresh_token="r", id_token=None)
+
+    def found(self, **more: Any) -> list[CheckMessage]:
+        options: dict[str, Any] = {
+            "databases": ["default"],
+            "include_deployment_checks": True,
+        } | more
+        messages = run_checks(tags=[Tags.database], **options)
+        return [message for message in messages if str(message.id).startswith(TAG)]
+
+    def test_a_key_that_is_there_is_silent(self):
+        assert self.found() == []
+
+    def test_a_missing_key_is_named_with_what_it_sealed(self, settings):
+        settings.EVERIFIN_ENCRYPTION_KEYS = key(b"k" * 32)
+        (message,) = self.found()
+        assert message.id == f"{TAG}.W004"
+        assert message.msg.endswith("'test' is missing: 2.")
+        assert "--status" in str(message.hint)
+
+    def test_what_this_app_did_not_write_is_said(self, row):
+        BankToken.objects.update(access_ciphertext="a token in clear")
+        (message,) = self.found()
+        assert message.msg.endswith("this app did not write them: 1.")
+        assert "clear" not in message.msg
+
+    @pytest.mark.parametrize("more", [{"databases": []}, {"include_deployment_checks": False}])
+    def test_unless_told_it_is_silent(self, settings, more):
+        settings.EVERIFIN_ENCRYPTION_KEYS = key(b"k" * 32)
+        assert self.found(**more) == []
+
+    def test_without_a_database_nothing_is_asked(self, settings, django_assert_num_queries):
+        settings.EVERIFIN_ENCRYPTION_KEYS = key(b"k" * 32)
+        with django_assert_num_queries(0):
+            messages(deploy=True)
+
+    def test_before_the_first_migration_it_is_silent(self, settings, monkeypatch):
+        settings.EVERIFIN_ENCRYPTION_KEYS = key(b"k" * 32)
+        introspection = type(connection.introspection)
+        monkeypatch.setattr(introspection, "table_names", lambda *_args, **_kwargs: [])
+        assert self.found() == []
+
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            {"EVERIFIN_ENCRYPTION_KEYS": []},
+            {"EVERIFIN_KEY_PROVIDER": "tests.test_crypto.BrokenVault"},
+        ],
+    )
+    def test_where_no_key_can_be_asked_for_it_is_silent(self, overrides):
+        with override_settings(**overrides):
+            assert self.found() == []

@@ -12,6 +12,9 @@ from everifin_django.crypto import (
     KEY_BYTES,
     Key,
     Place,
+    SettingsKeys,
+    active_key,
+    is_known,
     key_id_of,
     new_key,
     open_sealed,
@@ -19,7 +22,12 @@ from everifin_django.crypto import (
     parse_keys,
     seal,
 )
-from everifin_django.exceptions import MalformedError, TamperedError, UnknownKeyError
+from everifin_django.exceptions import (
+    KeysUnavailableError,
+    MalformedError,
+    TamperedError,
+    UnknownKeyError,
+)
 from everifin_django.secret import Secret
 from tests.hostile import report
 
@@ -42,13 +50,13 @@ def keys(settings):
 
 @pytest.fixture
 def sealed(keys) -> str:
-    return seal(Secret(TOKEN), PLACE)
+    return seal(Secret(TOKEN), PLACE, active_key())
 
 
 class TestSeal:
     @pytest.mark.parametrize("text", [TOKEN, "", "ž€\n", "x" * 40_000])
     def test_what_is_sealed_opens(self, text):
-        assert open_sealed(seal(Secret(text), PLACE), PLACE) == Secret(text)
+        assert open_sealed(seal(Secret(text), PLACE, active_key()), PLACE) == Secret(text)
 
     def test_the_format_names_version_and_key(self, sealed):
         version, key_id, payload = sealed.split(".")
@@ -63,7 +71,7 @@ class TestSeal:
         assert TOKEN not in repr(open_sealed(sealed, PLACE))
 
     def test_nothing_is_sealed_twice_alike(self):
-        texts = {seal(Secret(TOKEN), PLACE) for _ in range(100)}
+        texts = {seal(Secret(TOKEN), PLACE, active_key()) for _ in range(100)}
         nonces = {text.split(".")[2][:16] for text in texts}
         assert (len(texts), len(nonces)) == (100, 100)
 
@@ -77,7 +85,7 @@ class TestSeal:
         keys.EVERIFIN_ENCRYPTION_KEYS = [key("known", bytes(range(32)))]
         monkeypatch.setattr(os, "urandom", lambda size: bytes(range(100, 100 + size)))
         place = Place("0f0e0d0c-0b0a-0908-0706-050403020100", "1", "access")
-        assert seal(Secret("a known answer"), place) == KNOWN
+        assert seal(Secret("a known answer"), place, active_key()) == KNOWN
 
 
 KNOWN = "evf1.known.ZGVmZ2hpamtsbW5vaGIsjt_f3wEPbeaFvcPqP7mZD2ZGs8qk6n0AL85H"
@@ -153,7 +161,7 @@ class TestTampering:
             open_sealed(sealed.replace("evf1", "evf2"), PLACE)
 
     def test_the_other_alphabet_of_base64_is_malformed(self):
-        texts = (seal(Secret(TOKEN), PLACE) for _ in range(1000))
+        texts = (seal(Secret(TOKEN), PLACE, active_key()) for _ in range(1000))
         sealed = next(text for text in texts if "-" in text.split(".")[2])
         head, _, payload = sealed.rpartition(".")
         with pytest.raises(MalformedError):
@@ -182,7 +190,7 @@ class TestReports:
     def test_a_wrong_key_is_shown_nowhere(self, keys, spoilt):
         keys.EVERIFIN_ENCRYPTION_KEYS = [OLD, spoilt]
         with pytest.raises(ImproperlyConfigured) as caught:
-            seal(Secret(TOKEN), PLACE)
+            seal(Secret(TOKEN), PLACE, active_key())
         shown = report(caught.value)
         assert spoilt[8:40] not in shown
         assert OLD.partition(":")[2] not in shown
@@ -198,15 +206,15 @@ class TestKeys:
     def test_the_first_key_seals_and_all_open(self, keys, sealed):
         keys.EVERIFIN_ENCRYPTION_KEYS = [OLD, NEW]
         assert open_sealed(sealed, PLACE) == Secret(TOKEN)
-        assert key_id_of(seal(Secret(TOKEN), PLACE)) == "2026-10"
+        assert key_id_of(seal(Secret(TOKEN), PLACE, active_key())) == "2026-10"
 
     def test_rotation_loses_nothing(self, keys):
         keys.EVERIFIN_ENCRYPTION_KEYS = [OLD]
-        before = seal(Secret(TOKEN), PLACE)
+        before = seal(Secret(TOKEN), PLACE, active_key())
         for step in ([OLD, NEW], [NEW, OLD]):
             keys.EVERIFIN_ENCRYPTION_KEYS = step
             assert open_sealed(before, PLACE) == Secret(TOKEN)
-        again = seal(open_sealed(before, PLACE), PLACE)
+        again = seal(open_sealed(before, PLACE), PLACE, active_key())
         keys.EVERIFIN_ENCRYPTION_KEYS = [NEW]
         assert open_sealed(again, PLACE) == Secret(TOKEN)
         with pytest.raises(UnknownKeyError):
@@ -280,4 +288,80 @@ class TestKeys:
         assert parse_key(made).key_id == "2026-11"
         assert made != new_key(date(2026, 11, 3))
         keys.EVERIFIN_ENCRYPTION_KEYS = [made]
-        assert open_sealed(seal(Secret(TOKEN), PLACE), PLACE) == Secret(TOKEN)
+        assert open_sealed(seal(Secret(TOKEN), PLACE, active_key()), PLACE) == Secret(TOKEN)
+
+
+class Vault(SettingsKeys):
+    """A provider as a site would write one: its own key seals, the settings' keys still open."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        type(self).made += 1
+
+    def active(self) -> Key:
+        return Key("vault-1", b"\x07" * KEY_BYTES)
+
+    def get(self, key_id: str) -> Key | None:
+        return self.active() if key_id == "vault-1" else super().get(key_id)
+
+
+class BrokenVault:
+    """A provider whose service is down, and whose library says too much."""
+
+    def active(self) -> Key:
+        raise ConnectionError(f"no answer for {TOKEN}")
+
+    def get(self, key_id: str) -> Key | None:
+        raise ConnectionError(f"no answer for {TOKEN}")
+
+
+class TestProvider:
+    @pytest.fixture
+    def vault(self, keys):
+        keys.EVERIFIN_KEY_PROVIDER = "tests.test_crypto.Vault"
+
+    def test_its_active_key_seals(self, vault):
+        sealed = seal(Secret(TOKEN), PLACE, active_key())
+        assert key_id_of(sealed) == "vault-1"
+        assert open_sealed(sealed, PLACE) == Secret(TOKEN)
+
+    def test_what_the_settings_keys_sealed_opens_after_the_change_to_it(self, keys, sealed):
+        keys.EVERIFIN_KEY_PROVIDER = "tests.test_crypto.Vault"
+        assert open_sealed(sealed, PLACE) == Secret(TOKEN)
+
+    def test_it_is_made_once(self, vault):
+        active_key()
+        made = Vault.made
+        for _ in range(3):
+            active_key()
+            is_known("vault-1")
+        assert Vault.made == made
+
+    def test_a_key_it_does_not_have_is_unknown(self, sealed, vault, keys):
+        keys.EVERIFIN_ENCRYPTION_KEYS = [OLD]
+        assert is_known("vault-1")
+        assert not is_known("2026-11")
+        with pytest.raises(UnknownKeyError, match=r"'2026-11'.*EVERIFIN_KEY_PROVIDER"):
+            open_sealed(sealed, PLACE)
+
+    @pytest.mark.parametrize(
+        "ask", [active_key, lambda: is_known("a"), lambda: open_sealed(KNOWN, PLACE)]
+    )
+    def test_its_failure_is_ours_and_shows_nothing_of_it(self, keys, ask):
+        keys.EVERIFIN_KEY_PROVIDER = "tests.test_crypto.BrokenVault"
+        with pytest.raises(KeysUnavailableError, match="ConnectionError") as caught:
+            ask()
+        assert caught.value.failure == "ConnectionError"
+        assert caught.value.__context__ is None
+        assert TOKEN not in report(caught.value)
+
+    @pytest.mark.parametrize("key_id", ["", "a.b", "a" * 33, "ž"])
+    def test_a_key_with_a_wrong_id_is_refused(self, key_id):
+        with pytest.raises(ImproperlyConfigured, match="1 to 32 letters"):
+            Key(key_id, b"\x07" * KEY_BYTES)
+
+    @pytest.mark.parametrize("size", [0, 16, 31, 33])
+    def test_a_key_of_a_wrong_length_is_refused(self, size):
+        with pytest.raises(ImproperlyConfigured, match=f"'a' has {size} bytes and needs 32"):
+            Key("a", b"\x07" * size)

@@ -18,8 +18,10 @@ from django.db import OperationalError, connection, connections, transaction
 from django.utils import timezone
 
 from everifin_django import refresh, tokens
+from everifin_django.conf import DEFAULT_KEY_PROVIDER
 from everifin_django.exceptions import (
     ConsentExpiredError,
+    KeysUnavailableError,
     RefreshInTransactionError,
     TokenMissingError,
     UnavailableError,
@@ -326,6 +328,44 @@ class TestFaultTable:
     @pytest.mark.parametrize(
         "fault",
         [
+            {"status": 401, "body": '{"error": "invalid_client"}'},
+            {"status": 400, "body": '{"error": "unauthorized_client"}'},
+            {"status": 401, "html": True},
+        ],
+    )
+    def test_f13_after_it_no_connection_of_this_process_is_tried_for_a_moment(
+        self, overdue, everifin, monkeypatch, fault
+    ):
+        another = BankTokenFactory(access_expires_at=timezone.now())
+        everifin.faults.add("token.refresh_token", content_type="application/json", **fault)
+        for row in (overdue, another):
+            with pytest.raises(UnavailableError) as caught:
+                current(row.user)
+        assert everifin.calls["token.refresh_token"] == 1
+        assert 0 < (caught.value.retry_after_seconds or 0) <= refresh.CLIENT_REFUSED_PAUSE_SECONDS
+        another.refresh_from_db()
+        assert (another.failures, another.retry_after) == (0, None)
+
+        monkeypatch.setattr(refresh, "CLIENT_REFUSED_PAUSE_SECONDS", 0)
+        refresh.client_pause.begin()
+        with pytest.raises(UnavailableError):
+            current(another.user)
+        assert everifin.calls["token.refresh_token"] == 2
+
+    @pytest.mark.parametrize("error", ["invalid_request", "temporarily_unavailable"])
+    def test_f13_another_refusal_pauses_its_own_connection_only(self, overdue, everifin, error):
+        everifin.faults.add(
+            "token.refresh_token",
+            status=400,
+            body=f'{{"error": "{error}"}}',
+            content_type="application/json",
+        )
+        self._assert_temporary(overdue, error)
+        assert refresh.client_pause.seconds_left == 0
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
             {"html": True},
             {"status": 403, "body": "no", "content_type": "text/plain"},
             {"status": 404, "body": "{}", "content_type": "application/json"},
@@ -436,6 +476,31 @@ class TestFaultTable:
         before = BankToken.objects.values().get()
         settings.EVERIFIN_ENCRYPTION_KEYS = ["other:" + "A" * 43 + "="]
         with pytest.raises(UnknownKeyError):
+            current(overdue.user)
+        assert BankToken.objects.values().get() == before
+        assert everifin.calls["token.refresh_token"] == 0
+
+    def test_f24_keys_that_fail_while_everifin_answers_cost_no_token(
+        self, overdue, everifin, settings
+    ):
+        attempt = Attempt(overdue, time.monotonic() + 10)
+        assert attempt.claim()
+        granted = attempt.send()
+        settings.EVERIFIN_KEY_PROVIDER = "tests.test_crypto.BrokenVault"
+        assert attempt.store(granted).token_version == 2
+        with pytest.raises(KeysUnavailableError):
+            tokens.lend(overdue.user)
+
+        settings.EVERIFIN_KEY_PROVIDER = DEFAULT_KEY_PROVIDER
+        assert tokens.lend(overdue.user).version == 2
+        assert everifin.calls["token.refresh_token"] == 1
+
+    def test_f24_keys_that_fail_stop_a_refresh_before_anything_is_sent_or_written(
+        self, overdue, everifin, settings
+    ):
+        before = BankToken.objects.values().get()
+        settings.EVERIFIN_KEY_PROVIDER = "tests.test_crypto.BrokenVault"
+        with pytest.raises(KeysUnavailableError):
             current(overdue.user)
         assert BankToken.objects.values().get() == before
         assert everifin.calls["token.refresh_token"] == 0

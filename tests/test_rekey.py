@@ -130,35 +130,35 @@ def _run_beside(threads, start):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a52_threads_that_refresh_meanwhile_lose_no_token(
+def test_a52_fifty_threads_that_refresh_meanwhile_lose_no_token(
     client, django_user_model, everifin, everifin_connect, rotate
 ):
-    users = [django_user_model.objects.create_user(f"user{number}") for number in range(5)]
+    users = [django_user_model.objects.create_user(f"user{number}") for number in range(10)]
     for user in users:
         everifin.add_user(user.username, password="x")
         client.force_login(user)
         everifin_connect(client, username=user.username)
     rotate()
-    start = threading.Barrier(11)
+    start = threading.Barrier(51)
     failures: list[Exception] = []
 
     def refresh(user):
         start.wait()
         try:
-            for _ in range(5):
+            for _ in range(2):
                 tokens.lend(user, rejected_version=tokens.lend(user).version)
         except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
             failures.append(error)
         finally:
             connections.close_all()
 
-    threads = [threading.Thread(target=refresh, args=(user,)) for user in users * 2]
+    threads = [threading.Thread(target=refresh, args=(user,)) for user in users * 5]
     _run_beside(threads, start)
     _outcome()
 
     assert failures == []
     assert everifin.double_spends == 0
-    assert keys_in_use() == {"new": 15}
+    assert keys_in_use() == {"new": 30}
     for user in users:
         version = tokens.lend(user).version
         assert tokens.lend(user, rejected_version=version).version == version + 1
@@ -198,10 +198,31 @@ class TestCommand:
     def test_a_key_that_is_missing_is_named(self, rotate, settings):
         PendingRevocationFactory()
         settings.EVERIFIN_ENCRYPTION_KEYS = [NEW]
-        assert "old: 1 tokens (not in EVERIFIN_ENCRYPTION_KEYS!)" in _command("--status")
+        assert "old: 1 tokens (its key is missing!)" in _command("--status")
         with pytest.raises(CommandError, match="put the key that sealed it back"):
             _command()
         assert PendingRevocation.objects.get().refresh_ciphertext.startswith("evf1.old.")
+
+    def test_tokens_move_from_the_settings_keys_to_a_provider(self, rotate, settings):
+        BankTokenFactory()
+        settings.EVERIFIN_KEY_PROVIDER = "tests.test_crypto.Vault"
+        assert _command().splitlines() == [
+            "2 resealed, 0 refreshed meanwhile, 0 unreadable.",
+            "vault-1: 2 tokens (the newest)",
+        ]
+        settings.EVERIFIN_ENCRYPTION_KEYS = []
+        assert keys_in_use() == {"vault-1": 2}
+        assert BankToken.objects.get().open_token("access") is not None
+
+    def test_a_key_that_the_provider_still_gives_is_still_needed(self, rotate, settings):
+        BankTokenFactory()
+        settings.EVERIFIN_KEY_PROVIDER = "tests.test_crypto.Vault"
+        assert "old: 2 tokens (still needed)" in _command("--status")
+
+    def test_what_is_no_token_is_said(self):
+        BankTokenFactory(refresh_token=None)
+        BankToken.objects.update(access_ciphertext="nonsense")
+        assert "unreadable: 1 tokens (not written by this app)" in _command("--status")
 
     def test_a_batch_has_at_least_one_row(self):
         with pytest.raises(CommandError, match="at least 1"):

@@ -11,6 +11,7 @@ from django.db import IntegrityError, OperationalError, connection, connections,
 from django.utils import timezone
 
 from everifin_django import tokens
+from everifin_django.crypto import active_key
 from everifin_django.exceptions import (
     ConsentExpiredError,
     IdentityTakenError,
@@ -221,7 +222,7 @@ class TestForget:
 
     def test_tokens_refreshed_in_the_same_moment_are_the_ones_that_end(self, connected, everifin):
         same = BankToken.objects.filter(pk=connected.pk)
-        refreshed = connected.sealed(granted(refresh=Secret("newest")))
+        refreshed = connected.sealed(granted(refresh=Secret("newest")), active_key())
         everifin.faults.add("logout", status=503)
         with _before_first("UPDATE", lambda: same.update(token_version=9, **refreshed)):
             tokens.forget(connected.user)

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from everifin_django.conf import conf
-from everifin_django.crypto import Place, Purpose, seal
+from everifin_django.crypto import Place, Purpose, active_key, seal
 from everifin_django.identity import Identity
 from everifin_django.models import BankToken, PendingRevocation, SpentState
 from everifin_django.secret import Secret
@@ -24,7 +24,8 @@ from everifin_django.secret import Secret
 def _sealed(text: str | None, connection_id: Any, user_pk: Any, purpose: Purpose) -> str:
     if text is None:
         return ""
-    return seal(Secret(text), Place(str(connection_id), str(user_pk), purpose))
+    place = Place(str(connection_id), str(user_pk), purpose)
+    return seal(Secret(text), place, active_key())
 
 
 class UserFactory(factory.django.DjangoModelFactory):

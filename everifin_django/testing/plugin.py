@@ -29,6 +29,7 @@ def everifin() -> Iterator[Sandbox]:
     """
     from everifin_django.conf import conf
     from everifin_django.identity import forget_signing_keys
+    from everifin_django.refresh import client_pause
     from everifin_django.testing.adapter import mount
     from everifin_django.testing.sandbox import Sandbox
 
@@ -41,6 +42,7 @@ def everifin() -> Iterator[Sandbox]:
         redirect_uris=_callbacks(),
     )
     forget_signing_keys()
+    client_pause.end()
     with mount(sandbox):
         yield sandbox
     forget_signing_keys()

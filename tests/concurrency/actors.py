@@ -18,6 +18,7 @@ from typing import Any
 from django.utils import timezone
 
 from everifin_django import refresh, revocation, tokens
+from everifin_django.crypto import active_key
 from everifin_django.exceptions import APIError, EverifinError, RefusedError, TokenError
 from everifin_django.models import BankToken, PendingRevocation, in_database_seconds
 from everifin_django.oauth import TokenSet
@@ -68,7 +69,7 @@ class World:
         self.everifin.faults.clear()
         PendingRevocation.objects.all().delete()
         row = self.row()
-        grant = {**tokens._NOTHING, **row.sealed(self.grant())}
+        grant = {**tokens._NOTHING, **row.sealed(self.grant(), active_key())}
         self._update(**grant, status=Status.ACTIVE, token_version=self.version)
         self.let_token_run_out()
 

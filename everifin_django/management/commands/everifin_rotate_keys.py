@@ -8,14 +8,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from everifin_django.conf import conf
-from everifin_django.crypto import newest_key_id, parse_keys
+from everifin_django.conf import DEFAULT_KEY_PROVIDER, conf
+from everifin_django.crypto import active_key, is_known, parse_keys
 from everifin_django.rekey import UNREADABLE, keys_in_use, reseal
 
 
 class Command(BaseCommand):
     help = (
-        "Seal with the newest key in EVERIFIN_ENCRYPTION_KEYS what older ones sealed. Safe beside "
+        "Seal with the newest encryption key what older ones sealed. Safe beside "
         "a running site, and to be stopped and run again."
     )
 
@@ -32,8 +32,8 @@ class Command(BaseCommand):
         self._say_status()
         if unreadable:
             raise CommandError(
-                "What is unreadable was left as it is: put the key that sealed it back into "
-                "EVERIFIN_ENCRYPTION_KEYS and run this again."
+                "What is unreadable was left as it is: put the key that sealed it back, behind "
+                "the newest one, and run this again."
             )
 
     def _reseal(self, batch_size: int) -> int:
@@ -49,14 +49,23 @@ class Command(BaseCommand):
 
     def _say_status(self) -> None:
         in_use = keys_in_use()
-        newest = newest_key_id()
-        for key_id in [key.key_id for key in parse_keys(conf.encryption_keys)]:
-            count = in_use.pop(key_id, 0)
-            remark = "the newest" if key_id == newest else _advice(count)
+        newest = active_key().key_id
+        for key_id in dict.fromkeys([newest, *_listed_key_ids(), *sorted(in_use)]):
+            count = in_use[key_id]
+            remark = "the newest" if key_id == newest else _remark(key_id, count)
             self.stdout.write(f"{key_id}: {count} tokens ({remark})")
-        for key_id, count in sorted(in_use.items()):
-            self.stdout.write(f"{key_id}: {count} tokens (not in EVERIFIN_ENCRYPTION_KEYS!)")
 
 
-def _advice(count: int) -> str:
-    return "still needed" if count else "not needed any more, except for backups"
+def _listed_key_ids() -> list[str]:
+    """Of the settings' keys also those are shown that no token needs."""
+    if conf.key_provider != DEFAULT_KEY_PROVIDER:
+        return []
+    return [key.key_id for key in parse_keys(conf.encryption_keys)]
+
+
+def _remark(key_id: str, count: int) -> str:
+    if not count:
+        return "not needed any more, except for backups"
+    if key_id == UNREADABLE:
+        return "not written by this app"
+    return "still needed" if is_known(key_id) else "its key is missing!"
