@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 from datetime import timedelta
-from typing import Any
 
 import pytest
-from django.db import connections
 from django.utils import timezone
 
 from everifin_django import tokens
@@ -16,6 +14,7 @@ from everifin_django.refresh import current
 from everifin_django.testing.sandbox import Sandbox
 from everifin_django.testing.sandbox.server import serve
 from tests.concurrency.stampede import stampede
+from tests.concurrency.threads import together
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -28,32 +27,10 @@ def _run_out(connection: BankToken) -> None:
     )
 
 
-def _together(count: int, action: Any) -> list[Any]:
-    """What *count* threads came back with, all begun at one moment."""
-    start = threading.Barrier(count)
-    results: list[Any] = []
-
-    def work() -> None:
-        start.wait()
-        try:
-            results.append(action())
-        except Exception as error:  # noqa: BLE001 - the test looks at whatever came back
-            results.append(error)
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=work) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
 def test_f1_threads_that_need_a_new_token_at_once(connected, everifin):
     _run_out(connected)
     user = connected.user
-    loans = _together(16, lambda: tokens.lend(user))
+    loans = together(16, lambda: tokens.lend(user))
     assert {loan.version for loan in loans} == {2}
     assert len(loans) == 16
     assert everifin.calls["token.refresh_token"] == 1
@@ -76,7 +53,7 @@ def test_f2_threads_in_the_advisory_window_do_not_wait(connected, everifin):
         if len(versions) == 7:
             all_others_are_served.set()
 
-    assert _together(8, lend) == [None] * 8
+    assert together(8, lend) == [None] * 8
     assert sorted(versions) == [1] * 7 + [2]
     assert versions[-1] == 2
     assert everifin.calls["token.refresh_token"] == 1
@@ -92,7 +69,7 @@ def test_f20_a_logout_in_the_same_moment_leaves_no_live_grant(connected, everifi
             return tokens.forget(user)
         return tokens.lend(user)
 
-    _together(8, refresh_or_log_out)
+    together(8, refresh_or_log_out)
     assert BankToken.objects.get().status == "disconnected"
     assert everifin.live_sessions() == 0
 
