@@ -37,6 +37,7 @@ ADDRESSES = (
     "EVERIFIN_API_URL",
     "EVERIFIN_ISSUER",
     "EVERIFIN_REDIRECT_URI",
+    "EVERIFIN_POST_LOGOUT_REDIRECT_URI",
 )
 
 
@@ -216,6 +217,8 @@ def check_values(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         "EVERIFIN_USE_PKCE",
         "EVERIFIN_CREATE_USERS",
         "EVERIFIN_REFRESH_EVERY_VIEW",
+        "EVERIFIN_LEGACY_LOGOUT",
+        "EVERIFIN_BACKCHANNEL_LOGOUT",
         "EVERIFIN_CA_BUNDLE",
         "EVERIFIN_PROXIES",
     )

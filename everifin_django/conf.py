@@ -187,6 +187,23 @@ class Conf:
     def create_users(self) -> bool:
         return self._flag("EVERIFIN_CREATE_USERS", default=True)
 
+    # The logout.
+
+    @property
+    def post_logout_redirect_uri(self) -> str | None:
+        """Where Everifin sends a browser back to that this site sent there to log out."""
+        return self._address("EVERIFIN_POST_LOGOUT_REDIRECT_URI")
+
+    @property
+    def legacy_logout(self) -> bool:
+        """Does Everifin's logout take ``redirect_uri``, as Keycloak before version 18 does?"""
+        return self._flag("EVERIFIN_LEGACY_LOGOUT", default=False)
+
+    @property
+    def backchannel_logout(self) -> bool:
+        """May Everifin end sessions of this site?"""
+        return self._flag("EVERIFIN_BACKCHANNEL_LOGOUT", default=False)
+
     # Time.
 
     @property

@@ -88,12 +88,28 @@ def finish(request: HttpRequest, state: Secret) -> Flow:
     except UpdateError:
         # A logout in another tab has just ended the session, and this flow with it.
         raise LoginError("session_ended") from None
-    _burn(hashlib.sha256(state.reveal().encode()).hexdigest())
+    if not burn(state.reveal()):
+        raise LoginError("state_spent")
     if time.time() - flow.started > LIFETIME_SECONDS:
         raise LoginError("state_expired")
     if flow.issuer != conf.issuer:
         raise LoginError("issuer_changed")
     return flow
+
+
+def burn(text: str) -> bool:
+    """
+    Spend *text*, which serves once; return whether it was still whole. Two short statements.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    alias = router.db_for_write(SpentState)
+    try:
+        with transaction.atomic(using=alias):
+            SpentState.objects.using(alias).create(digest=digest)
+    except IntegrityError:
+        return False
+    SpentState.objects.using(alias).filter(spent_at__lt=timezone.now() - SPENT_STATES_KEPT).delete()
+    return True
 
 
 def reread_session(request: HttpRequest) -> None:
@@ -161,16 +177,3 @@ def _take_out(request: HttpRequest, state: Secret) -> Flow:
     # another tab has changed meanwhile.
     request.session.modified = False
     return Flow(**{**record, "purpose": Purpose(record["purpose"])})
-
-
-def _burn(digest: str) -> None:
-    alias = router.db_for_write(SpentState)
-    try:
-        with transaction.atomic(using=alias):
-            SpentState.objects.using(alias).create(digest=digest)
-        is_first = True
-    except IntegrityError:
-        is_first = False
-    if not is_first:
-        raise LoginError("state_spent")
-    SpentState.objects.using(alias).filter(spent_at__lt=timezone.now() - SPENT_STATES_KEPT).delete()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from threading import Lock
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import jwt
@@ -52,6 +52,8 @@ SKEW_SECONDS = 60
 KEYS_LIFESPAN_SECONDS = 3600
 KEYS_COOLDOWN_SECONDS = 10
 MIN_RSA_BITS = 2048
+LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
+LOGOUT_TOKEN_SECONDS = 120
 BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 
 Claims = Mapping[str, Any]
@@ -108,11 +110,15 @@ def verify_id_token(
 def _complaint_about_recipient(header: Claims, claims: Claims) -> str | None:
     if header.get("typ", "JWT") != "JWT" or claims.get("typ", "ID") != "ID":
         return "id_token_type"
-    # An audience beside us would be somebody we would have to trust with this token; we know of
-    # none.
-    if claims["aud"] not in (conf.client_id, [conf.client_id]):
+    if not _is_for_us(claims):
         return "id_token_audience"
     return None if claims.get("azp", conf.client_id) == conf.client_id else "id_token_azp"
+
+
+def _is_for_us(claims: Claims) -> bool:
+    # An audience beside us would be somebody we would have to trust with this token; we know of
+    # none.
+    return claims.get("aud") in (conf.client_id, [conf.client_id])
 
 
 def _complaint_about_flow(claims: Claims, nonce: Secret, started_at: datetime) -> str | None:
@@ -148,6 +154,56 @@ def subject_of_access_token(token: Secret) -> Identity | None:
     return identity_of(claims) if is_ours else None
 
 
+@dataclass(frozen=True, slots=True)
+class LogoutToken:
+    """
+    Everifin's word that a session has ended: *session_id* names it, empty for all sessions of
+    *identity*. *token_id* is to be taken once.
+    """
+
+    identity: Identity | None
+    session_id: str
+    token_id: str
+
+
+def verify_logout_token(token: Secret) -> LogoutToken:
+    """
+    Return what a logout token says.
+
+    No request while the signing keys are cached. Errors: LoginError with the reason;
+    UnavailableError if the keys cannot be had. Source: OpenID Connect Back-Channel Logout 1.0,
+    section 2.6.
+    """
+    verified = _verified(token, require=("exp", "iat", "iss", "aud", "jti", "events"))
+    if not isinstance(verified, str):
+        header, claims = verified
+        complaint = _complaint_about_logout(header, claims)
+        if complaint is None:
+            identity = identity_of(claims) if "sub" in claims else None
+            return LogoutToken(identity, claims.get("sid", ""), claims["jti"])
+        # As in verify_id_token.
+        del header, claims
+        verified = complaint
+    raise LoginError(verified)
+
+
+def _complaint_about_logout(header: Claims, claims: Claims) -> str | None:
+    # Keycloak marks the kind of a token in its payload, others in the header. With neither, an ID
+    # token could be taken for it.
+    is_marked = str(header.get("typ")).lower() == "logout+jwt" or claims.get("typ") == "Logout"
+    events = claims["events"]
+    is_logout = isinstance(events, dict) and isinstance(events.get(LOGOUT_EVENT), dict)
+    if not is_marked or not is_logout or "nonce" in claims:
+        return "logout_token_type"
+    if not _is_for_us(claims):
+        return "logout_token_audience"
+    if claims["iat"] < time() - LOGOUT_TOKEN_SECONDS:
+        return "logout_token_too_old"
+    names = [claims[name] for name in ("jti", "sid") if name in claims]
+    is_whole = all(_is_name(name) for name in names) and ("sid" in claims or "sub" in claims)
+    return None if is_whole else "logout_token_incomplete"
+
+
 def fetch_userinfo(access_token: Secret) -> Claims:
     """
     Return what UserInfo says; ``sub`` is a valid subject. One request.
@@ -173,7 +229,7 @@ def fetch_userinfo(access_token: Secret) -> Claims:
 
 def _userinfo_claims(answer: Answer) -> Claims | None:
     claims = answer.json() if answer.status == 200 else None
-    return claims if isinstance(claims, dict) and _is_subject(claims.get("sub")) else None
+    return claims if isinstance(claims, dict) and _is_name(claims.get("sub")) else None
 
 
 def is_about(token: Secret, identity: Identity) -> bool:
@@ -191,7 +247,7 @@ def is_about(token: Secret, identity: Identity) -> bool:
     return (
         claims.get("iss") == identity.issuer
         and claims.get("sub") == identity.subject
-        and claims.get("aud") in (conf.client_id, [conf.client_id])
+        and _is_for_us(claims)
         and claims.get("azp", conf.client_id) == conf.client_id
     )
 
@@ -333,7 +389,8 @@ def _verified(token: Secret, *, require: Sequence[str]) -> tuple[Claims, Claims]
     times = [claims[name] for name in ("exp", "iat", "nbf", "auth_time") if name in claims]
     if not all(_is_moment(time) for time in times):
         return "token_times"
-    return (header, claims) if _is_subject(claims["sub"]) else "token_subject"
+    is_whole = "sub" not in claims or _is_name(claims["sub"])
+    return (header, claims) if is_whole else "token_subject"
 
 
 def _acceptable_header(token: Secret) -> Claims | str:
@@ -374,8 +431,11 @@ def _is_moment(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= MAX_MOMENT
 
 
-def _is_subject(value: Any) -> bool:
-    """Source: OpenID Connect Core 1.0, section 2. Without control characters, for the database."""
+def _is_name(value: Any) -> bool:
+    """
+    Is it a subject, or the id of a session or token? Source for a subject: OpenID Connect Core 1.0,
+    section 2. Without control characters, for the database.
+    """
     return (
         isinstance(value, str) and 0 < len(value) <= 255 and value.isascii() and value.isprintable()
     )

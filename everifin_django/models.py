@@ -242,8 +242,8 @@ class PendingRevocation(models.Model):
 
 class SpentState(models.Model):
     """
-    The hash of a login state that came back: inserting it a second time fails, so a state serves
-    once.
+    The hash of a login state that came back, or of a logout token's id: inserting it a second time
+    fails, so it serves once.
     """
 
     digest = models.CharField(max_length=64, primary_key=True)
@@ -251,3 +251,19 @@ class SpentState(models.Model):
 
     def __str__(self) -> str:
         return str(self.spent_at)
+
+
+class LoginSession(models.Model):
+    """
+    A session of this site that a login with Everifin began, so that Everifin can end it.
+
+    Filled only with EVERIFIN_BACKCHANNEL_LOGOUT. A session is found by what Everifin names, never
+    by looking through all of them.
+    """
+
+    session_key = models.CharField(max_length=128, primary_key=True)
+    idp_session = models.CharField(max_length=255, blank=True, db_index=True)
+    identity_digest = models.CharField(max_length=64, db_index=True)
+
+    def __str__(self) -> str:
+        return self.idp_session

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, urlencode
 
 from django.utils import timezone
 
@@ -104,6 +104,25 @@ def end_session(refresh_token: Secret, *, deadline_seconds: float | None = None)
     # Also 200 is no logout: it may be the page of a proxy that never asked Everifin.
     if answer.status != 204 and _refusal(answer) != "invalid_grant":
         raise _failure(answer)
+
+
+def logout_page(id_token: Secret | None) -> str:
+    """
+    Return the address that ends a browser's session at Everifin and leads it back to
+    EVERIFIN_POST_LOGOUT_REDIRECT_URI.
+
+    The ID token says whose session it is, so Everifin need not ask the user. No request.
+    Source: OpenID Connect RP-Initiated Logout 1.0, section 2; Keycloak before version 18 takes
+    ``redirect_uri``. That Everifin's logout is Keycloak's is inferred.
+    """
+    back = conf.post_logout_redirect_uri or ""
+    if conf.legacy_logout:
+        query = {"redirect_uri": back}
+    else:
+        query = {"client_id": conf.client_id, "post_logout_redirect_uri": back}
+        if id_token is not None:
+            query["id_token_hint"] = id_token.reveal()
+    return f"{conf.endpoint('logout')}?{urlencode(query)}"
 
 
 def _ask_for_tokens(form: Form, *, deadline_seconds: float | None = None) -> TokenSet:

@@ -48,8 +48,9 @@ def forget_on_logout(sender: Any, request: Any, user: Any, **kwargs: Any) -> Non
     session = getattr(request, "session", None)
     if user is None or session is None or BACKEND_SESSION_KEY not in session:
         return
-    from everifin_django.backends import is_ours  # as above
-    from everifin_django.tokens import forget
+    from everifin_django import sessions, tokens  # as above
+    from everifin_django.backends import is_ours
 
     if is_ours(session[BACKEND_SESSION_KEY]):
-        forget(user, "logout")
+        sessions.forget(session.session_key)
+        tokens.forget(user, "logout")

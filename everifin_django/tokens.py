@@ -15,6 +15,7 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import IntegrityError, OperationalError, router, transaction
+from django.db.models import F
 from django.dispatch import Signal
 from django.utils import timezone
 
@@ -115,6 +116,24 @@ def forget(user: Any, reason: str = "disconnected") -> bool:
         transaction.on_commit(partial(revocation.revoke, pending), using=_alias(), robust=True)
         return False
     return revocation.revoke(pending)
+
+
+def drop(connection: BankToken, reason: str) -> None:
+    """
+    End a connection whose session Everifin has ended by itself, unless it was connected again since
+    it was read. One statement, no request.
+    """
+    same_session = BankToken.objects.using(_alias()).filter(
+        pk=connection.pk, idp_session=connection.idp_session
+    )
+    if same_session.exclude(status=BankToken.Status.DISCONNECTED).update(
+        **_NOTHING,
+        status=BankToken.Status.DISCONNECTED,
+        token_version=F("token_version") + 1,
+        updated_at=timezone.now(),
+    ):
+        logger.info("Connection %s was ended: %s.", connection.pk, reason)
+        _announce(everifin_disconnected, connection.user, connection)
 
 
 class Everifin(Client):

@@ -13,5 +13,6 @@ urlpatterns = [
     path("connect/", views.ConnectView.as_view(), name="connect"),
     path("callback/", views.CallbackView.as_view(), name="callback"),
     path("logout/", views.LogoutView.as_view(), name="logout"),
+    path("backchannel-logout/", views.BackchannelLogoutView.as_view(), name="backchannel_logout"),
     path("disconnect/", views.DisconnectView.as_view(), name="disconnect"),
 ]

@@ -17,17 +17,18 @@ from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIRequest
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.urls import get_script_prefix, reverse
 from django.utils.decorators import method_decorator
 from django.utils.http import urlencode
 from django.views.decorators.cache import never_cache
-from django.views.decorators.csrf import csrf_protect
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
+from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic import View
 from mozilla_django_oidc.views import OIDCAuthenticationCallbackView, OIDCAuthenticationRequestView
 
-from everifin_django import flows, notices, revocation, tokens
+from everifin_django import flows, notices, oauth, revocation, sessions, tokens
 from everifin_django.backends import EverifinBackend, Grant, login_backend, oidc_setting
 from everifin_django.conf import conf
 from everifin_django.exceptions import (
@@ -35,9 +36,11 @@ from everifin_django.exceptions import (
     IdentityTakenError,
     LoginError,
     RefusedError,
+    TokenUnreadableError,
     UnavailableError,
 )
 from everifin_django.flows import Flow, Purpose
+from everifin_django.models import BankToken
 from everifin_django.responses import NOTICE_SESSION_KEY, error_page, unavailable
 from everifin_django.secret import Secret
 
@@ -202,6 +205,7 @@ class CallbackView(OIDCAuthenticationCallbackView):
             return _stopped(request, "no_user", notices.NO_USER, status=403)
         if flow.purpose == Purpose.LOGIN:
             auth.login(request, user, backend=backend.path)
+            sessions.remember(request, grant)
         return HttpResponseRedirect(flows.next_or_default(request, flow.next_url))
 
     def _store(
@@ -232,17 +236,51 @@ class CallbackView(OIDCAuthenticationCallbackView):
 class LogoutView(View):
     """
     End the connection and the session here. The local part never waits longer than the deadline.
+
+    With EVERIFIN_POST_LOGOUT_REDIRECT_URI the browser then logs out at Everifin, and comes back.
     """
 
     http_method_names = ["post", "options"]
 
     def post(self, request: HttpRequest) -> HttpResponse:
         user = request.user
+        # Read before its tokens go.
+        connection = tokens.Everifin(user).connection if conf.post_logout_redirect_uri else None
         auth.logout(request)
         if user.is_authenticated:
             tokens.forget(user, "logout")
+        if connection is not None and connection.status != BankToken.Status.DISCONNECTED:
+            return HttpResponseRedirect(oauth.logout_page(_id_token(connection)))
         home = settings.LOGOUT_REDIRECT_URL or get_script_prefix()
         return HttpResponseRedirect(resolve_url(home))
+
+
+@method_decorator(transaction.non_atomic_requests, name="dispatch")
+@method_decorator(never_cache, name="dispatch")
+@method_decorator(csrf_exempt, name="dispatch")
+@method_decorator(sensitive_post_parameters(), name="dispatch")
+class BackchannelLogoutView(View):
+    """
+    Everifin says that a session has ended there: 200, or 400 for what is not believed, and not a
+    word more.
+
+    Source: OpenID Connect Back-Channel Logout 1.0, sections 2.5 and 2.8.
+    """
+
+    http_method_names = ["post", "options"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        if not conf.backchannel_logout:
+            raise Http404
+        given = request.POST.getlist("logout_token")
+        try:
+            ended = sessions.end(Secret(given[0] if len(given) == 1 else ""))
+        except (LoginError, UnavailableError) as error:
+            reason = error.reason if isinstance(error, LoginError) else "keys_unavailable"
+            security_logger.warning("A logout from Everifin was refused: %s.", reason)
+            return HttpResponse(status=400)
+        security_logger.info("Everifin logged somebody out; sessions ended: %d.", ended)
+        return HttpResponse()
 
 
 @door
@@ -305,6 +343,13 @@ def _login_backend() -> EverifinBackend:
             "AUTHENTICATION_BACKENDS."
         )
     return backend
+
+
+def _id_token(connection: BankToken) -> Secret | None:
+    try:
+        return connection.open_token("id")
+    except TokenUnreadableError:
+        return None
 
 
 def _start_again(request: HttpRequest, flow: Flow, notice: str) -> HttpResponse:

@@ -18,6 +18,7 @@ FLOORS = [
     {"refresh"},
     {"tokens"},
     {"backends"},
+    {"sessions"},
     {"decorators", "responses", "receivers", "checks"},
     {"middleware", "mixins", "admin", "views"},
     {"apps", "urls"},

@@ -55,7 +55,7 @@ def test_every_signal_it_names_is_one():
 
 def test_every_door_and_command_it_names_opens():
     doors = re.findall(r"`(everifin_django:\w+)`", README)
-    assert len(doors) == 4
+    assert len(doors) == 5
     assert all(reverse(door) for door in doors)
     commands = set(re.findall(r"`(everifin_[a-z_]+)` \| (?:prints|ends|starts|moves)", README))
     assert len(commands) == 4

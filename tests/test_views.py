@@ -11,6 +11,7 @@ from threading import Barrier
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import requests
 from asgiref.sync import async_to_sync
 from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.models import Session
@@ -21,6 +22,7 @@ from django.test import AsyncClient, Client
 from django.test.utils import override_script_prefix
 from django.utils import translation
 
+from everifin_django import tokens
 from everifin_django.models import BankToken, PendingRevocation, SpentState
 
 LOGIN = "/everifin/login/"
@@ -836,6 +838,86 @@ class TestLogout:
         with override_script_prefix("/shop/"):
             assert 'href="/shop/"' in browser.get(CALLBACK).content.decode()
             assert browser.post(LOGOUT)["Location"] == "/shop/"
+
+
+def _id_token(connection: BankToken) -> str:
+    token = connection.open_token("id")
+    assert token is not None
+    return token.reveal()
+
+
+class TestLogoutAtEverifin:
+    """The browser logs out there too, and comes back."""
+
+    @pytest.fixture(autouse=True)
+    def back(self, settings, everifin) -> str:
+        (callback, *_) = everifin.redirect_uris
+        settings.EVERIFIN_POST_LOGOUT_REDIRECT_URI = callback
+        return str(callback)
+
+    def test_everifin_is_told_whose_session_ends_and_where_to_go(
+        self, everifin, everifin_connect, client, back
+    ):
+        everifin_connect(client, door="login")
+        id_token = _id_token(BankToken.objects.get())
+        page = client.post(LOGOUT)["Location"]
+        assert page.startswith(f"{everifin.issuer}/protocol/openid-connect/logout?")
+        assert query(page) == {
+            "client_id": everifin.client_id,
+            "post_logout_redirect_uri": back,
+            "id_token_hint": id_token,
+        }
+        assert user_of(client) is None
+        assert BankToken.objects.get().status == "disconnected"
+        answer = requests.get(page, allow_redirects=False, timeout=5)
+        assert (answer.status_code, answer.headers["Location"]) == (302, back)
+
+    def test_a_refresh_without_an_id_token_keeps_the_one_there_is(
+        self, everifin, everifin_connect, client
+    ):
+        everifin_connect(client, door="login")
+        row = BankToken.objects.get()
+        id_token = _id_token(row)
+        everifin.issue_id_tokens = False
+        tokens.lend(row.user, rejected_version=row.token_version)
+        assert query(client.post(LOGOUT)["Location"])["id_token_hint"] == id_token
+
+    def test_without_an_id_token_everifin_asks_the_user_itself(
+        self, everifin, everifin_connect, browser
+    ):
+        everifin.issue_id_tokens = False
+        everifin_connect(browser)
+        assert "id_token_hint" not in query(browser.post(LOGOUT)["Location"])
+
+    def test_so_it_does_where_the_id_token_cannot_be_read(self, everifin_connect, client, settings):
+        everifin_connect(client, door="login")
+        settings.EVERIFIN_ENCRYPTION_KEYS = ["other:" + "A" * 43 + "="]
+        assert "id_token_hint" not in query(client.post(LOGOUT)["Location"])
+        assert user_of(client) is None
+
+    def test_an_older_keycloak_is_told_in_its_way(self, everifin_connect, client, settings, back):
+        settings.EVERIFIN_LEGACY_LOGOUT = True
+        everifin_connect(client, door="login")
+        assert query(client.post(LOGOUT)["Location"]) == {"redirect_uri": back}
+
+    def test_it_leads_there_though_everifin_is_down(self, everifin, everifin_connect, client):
+        everifin_connect(client, door="login")
+        everifin.faults.add("logout", status=503)
+        assert "id_token_hint" in client.post(LOGOUT)["Location"]
+        assert user_of(client) is None
+        assert PendingRevocation.objects.count() == 1
+
+    def test_who_has_no_session_at_everifin_stays_here(self, everifin_connect, client, browser):
+        assert Client().post(LOGOUT)["Location"] == "/"
+        everifin_connect(browser)
+        browser.post(DISCONNECT)
+        assert browser.post(LOGOUT)["Location"] == "/"
+
+    @pytest.mark.parametrize("more", ["?state=another", "?state=a&state=b", "?error=x", ""])
+    def test_whatever_comes_back_with_the_browser_changes_nothing(self, browser, more):
+        """The page people come back to is any page of the site; nothing hangs on the return."""
+        assert browser.get(f"/plain/{more}").status_code == 200
+        assert user_of(browser) is not None
 
 
 class TestDisconnect:
