@@ -851,9 +851,9 @@ class TestLogoutAtEverifin:
 
     @pytest.fixture(autouse=True)
     def back(self, settings, everifin) -> str:
-        (callback, *_) = everifin.redirect_uris
-        settings.EVERIFIN_POST_LOGOUT_REDIRECT_URI = callback
-        return str(callback)
+        settings.EVERIFIN_POST_LOGOUT_REDIRECT_URI = f"https://testserver{CALLBACK}"
+        assert settings.EVERIFIN_POST_LOGOUT_REDIRECT_URI in everifin.redirect_uris
+        return f"https://testserver{CALLBACK}"
 
     def test_everifin_is_told_whose_session_ends_and_where_to_go(
         self, everifin, everifin_connect, client, back
