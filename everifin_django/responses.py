@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
@@ -35,6 +36,25 @@ NOTICE_SESSION_KEY = "everifin_notice"
 DEFAULT_RETRY_SECONDS = 30
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a person can do next: a link's text and address."""
+
+    label: str
+    url: str
+
+
+def start_again(request: HttpRequest) -> Step:
+    """Return the step to the page with the button."""
+    return Step(_("Start again"), _connect_or_login_page(request))
+
+
+def _once_more(request: HttpRequest) -> Step | None:
+    # A form that was sent cannot be sent again by a link.
+    is_repeatable = request.method in ("GET", "HEAD")
+    return Step(_("Try again"), request.get_full_path()) if is_repeatable else None
+
+
 def answer_for(request: HttpRequest, error: Exception) -> HttpResponse | None:
     """
     Return the answer to a request that *error* ended, or None if it is a matter for the site's
@@ -53,20 +73,27 @@ def answer_for(request: HttpRequest, error: Exception) -> HttpResponse | None:
     return None
 
 
-def unavailable(request: HttpRequest, retry_after_seconds: float | None) -> HttpResponse:
-    """Return 503 with Retry-After, as a page or as problem+json."""
+def unavailable(
+    request: HttpRequest, retry_after_seconds: float | None, *, step: Step | None = None
+) -> HttpResponse:
+    """
+    Return 503 with Retry-After, as a page or as problem+json. The page leads to *step*, or to
+    itself once more.
+    """
     response: HttpResponse
     if wants_page(request):
-        response = error_page(request, UNAVAILABLE, status=503)
+        response = error_page(request, UNAVAILABLE, status=503, step=step or _once_more(request))
     else:
         response = problem(503, "unavailable", str(NOTICES[UNAVAILABLE].title))
     response["Retry-After"] = str(max(1, math.ceil(retry_after_seconds or DEFAULT_RETRY_SECONDS)))
     return response
 
 
-def error_page(request: HttpRequest, notice: str, *, status: int) -> HttpResponse:
-    """Return the page that says what happened and leads back to the site."""
-    context = {"notice": NOTICES[notice], "home": get_script_prefix()}
+def error_page(
+    request: HttpRequest, notice: str, *, status: int, step: Step | None = None
+) -> HttpResponse:
+    """Return the page that says what happened, and leads to *step* or back to the site."""
+    context = {"notice": NOTICES[notice], "step": step, "home": get_script_prefix()}
     response = render(request, "everifin_django/error.html", context, status=status)
     add_never_cache_headers(response)
     return response

@@ -22,6 +22,7 @@ from django.shortcuts import render, resolve_url
 from django.urls import get_script_prefix, reverse
 from django.utils.decorators import method_decorator
 from django.utils.http import urlencode
+from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
@@ -41,7 +42,13 @@ from everifin_django.exceptions import (
 )
 from everifin_django.flows import Flow, Purpose
 from everifin_django.models import BankToken
-from everifin_django.responses import NOTICE_SESSION_KEY, error_page, unavailable
+from everifin_django.responses import (
+    NOTICE_SESSION_KEY,
+    Step,
+    error_page,
+    start_again,
+    unavailable,
+)
 from everifin_django.secret import Secret
 
 security_logger = logging.getLogger("everifin_django.security")
@@ -227,7 +234,8 @@ class CallbackView(OIDCAuthenticationCallbackView):
     def _not_redeemed(self, request: HttpRequest, flow: Flow, error: APIError) -> HttpResponse:
         flows.reread_session(request)
         if isinstance(error, UnavailableError):
-            return unavailable(request, error.retry_after_seconds)
+            again = Step(_("Start again"), _start_page(flow))
+            return unavailable(request, error.retry_after_seconds, step=again)
         security_logger.error("Everifin refused the login code: %s.", error.code)
         return _start_again(request, flow, notices.FAILED)
 
@@ -354,10 +362,22 @@ def _id_token(connection: BankToken) -> Secret | None:
 
 def _start_again(request: HttpRequest, flow: Flow, notice: str) -> HttpResponse:
     request.session[NOTICE_SESSION_KEY] = notice
+    return HttpResponseRedirect(_start_page(flow))
+
+
+def _start_page(flow: Flow) -> str:
     query = f"?{urlencode({'next': flow.next_url})}" if flow.next_url else ""
-    return HttpResponseRedirect(reverse(f"everifin_django:{flow.purpose}") + query)
+    return reverse(f"everifin_django:{flow.purpose}") + query
 
 
 def _stopped(request: HttpRequest, reason: str, notice: str, *, status: int) -> HttpResponse:
     security_logger.warning("A login or connection with Everifin was stopped: %s.", reason)
-    return error_page(request, notice, status=status)
+    return error_page(request, notice, status=status, step=_next_step(request, notice))
+
+
+def _next_step(request: HttpRequest, notice: str) -> Step | None:
+    if notice == notices.TAKEN:
+        return None
+    if notice == notices.NO_USER:
+        return Step(_("Log in"), resolve_url(settings.LOGIN_URL))
+    return start_again(request)

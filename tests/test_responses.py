@@ -194,10 +194,17 @@ class TestOutage:
         response = connected.get(path, headers=PAGE)
         assert (response.status_code, response["Retry-After"]) == (503, "17")
         assert "no-store" in response["Cache-Control"]
-        assert "<h1>Everifin does not answer at the moment</h1>" in response.content.decode()
+        page = response.content.decode()
+        assert "<h1>Everifin does not answer at the moment</h1>" in page
+        assert f'<a href="{path}" class="everifin-button">Try again</a>' in page
         row = BankToken.objects.get()
         assert row.status == "active"
         assert row.refresh_ciphertext
+
+    def test_a_form_that_was_sent_is_not_sent_again_by_a_link(self, connected, path):
+        page = connected.post(path, headers=PAGE).content.decode()
+        assert "Everifin does not answer" in page
+        assert "Try again" not in page
 
     @pytest.mark.parametrize("headers", [JSON, FETCH, XHR, HTMX])
     def test_a_script_gets_a_problem(self, connected, path, headers):

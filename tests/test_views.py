@@ -18,6 +18,7 @@ from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connections
+from django.shortcuts import resolve_url
 from django.test import AsyncClient, Client
 from django.test.utils import override_script_prefix
 from django.utils import translation
@@ -73,6 +74,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.text: dict[str, str] = {}
+        self.links: dict[str, str | None] = {}
         self.attributes: dict[str, dict[str, str | None]] = {}
         self.content = response.content.decode()
         self.feed(self.content)
@@ -83,6 +85,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text.setdefault(self.tags[-1] if self.tags else "", data.strip())
+        if self.lasttag == "a" and data.strip():
+            self.links[data.strip()] = self.attributes["a"]["href"]
 
     def assert_is_in_order(self) -> None:
         """Language, title, one heading, a main part; no script, nothing from elsewhere."""
@@ -262,6 +266,8 @@ class TestForgedAnswer:
         page = Page(response)
         page.assert_is_in_order()
         assert page.text["h1"] == "This link cannot be used"
+        assert page.links.keys() == {"Start again", "Go to the start page"}
+        assert page.links["Start again"] in (CONNECT, LOGIN)
 
     @pytest.mark.parametrize(("part", "instead"), CHANGES.values(), ids=CHANGES)
     def test_a_changed_answer(self, browser, to_everifin, part, instead):
@@ -425,6 +431,7 @@ class TestConnect:
         page = Page(response)
         page.assert_is_in_order()
         assert page.text["h1"] == "This Everifin account belongs to another user here"
+        assert page.links == {"Go to the start page": "/"}
         assert "owner" not in page.content.replace("users", "")
         assert BankToken.objects.values().get() == before
         assert everifin.live_sessions("alice") == 1
@@ -585,14 +592,16 @@ class TestLogin:
         assert user_of(another) == str(user.pk)
 
     def test_an_inactive_user_stays_out_and_the_grant_is_ended(
-        self, everifin, everifin_connect, client, django_user_model
+        self, everifin, everifin_connect, client, django_user_model, settings
     ):
         everifin_connect(client, door="login")
         django_user_model.objects.update(is_active=False)
         everifin.end_sessions()
         response = everifin_connect(another := Client(), door="login")
         assert response.status_code == 400
-        assert Page(response).text["h1"] == "Nobody here has this Everifin account"
+        page = Page(response)
+        assert page.text["h1"] == "Nobody here has this Everifin account"
+        assert page.links["Log in"] == resolve_url(settings.LOGIN_URL)
         assert user_of(another) is None
         assert everifin.live_sessions("alice") == 0
 
@@ -694,6 +703,7 @@ class TestTokenEndpointFails:
         page = Page(response)
         page.assert_is_in_order()
         assert page.text["h1"] == "Everifin does not answer at the moment"
+        assert page.links == {"Start again": door, "Go to the start page": "/"}
         assert user_of(client) == before
         assert not BankToken.objects.exists()
 
