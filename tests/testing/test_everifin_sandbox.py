@@ -8,11 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 from django.core.management import CommandError, call_command
+from django.core.servers.basehttp import ThreadedWSGIServer
 from django.test import override_settings
 
 from everifin_django.management.commands.everifin_sandbox import Command
@@ -44,6 +48,24 @@ def site(server: RunningServer) -> Site:
 
 
 class TestServer:
+    def test_many_who_come_at_one_moment_are_let_in_at_once(self, server, monkeypatch):
+        address = ("127.0.0.1", urlsplit(server.url).port)
+        is_busy, goes_on = threading.Event(), threading.Event()
+        process = ThreadedWSGIServer.process_request
+
+        def process_request(*arguments):
+            is_busy.set()
+            goes_on.wait(20)
+            process(*arguments)
+
+        monkeypatch.setattr(ThreadedWSGIServer, "process_request", process_request)
+        with ExitStack() as stack:
+            stack.callback(goes_on.set)
+            stack.enter_context(socket.create_connection(address, timeout=20))
+            assert is_busy.wait(20)  # from here on, only the kernel lets anybody in
+            for _ in range(64):
+                stack.enter_context(socket.create_connection(address, timeout=0.9))
+
     def test_it_serves_under_its_own_url(self, server, site):
         assert server.url == server.sandbox.idp_url == server.sandbox.api_url
         assert not server.url.endswith(":0")

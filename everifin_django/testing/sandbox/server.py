@@ -69,6 +69,9 @@ def is_loopback(host: str) -> bool:
 class _Server(ThreadedWSGIServer):
     """Hangs up on everybody at the end: a stopped server answers on no connection left open."""
 
+    # Of the many who come at one moment, the kernel makes whoever finds no place wait for a second.
+    request_queue_size = 128
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._connections: set[socket.socket] = set()
         super().__init__(*args, **kwargs)
