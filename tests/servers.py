@@ -42,6 +42,7 @@ def postgres() -> Iterator[str]:
         place.run(initdb, "-D", data, "-U", "tests", "-A", "trust", "-E", "UTF8", "--no-locale")
         settings = ["listen_addresses=", f"unix_socket_directories={place.directory}"]
         settings += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+        settings += ["max_connections=500"]  # two tests at once may have 200 threads each
         with place.serving(
             *[server, "-D", data, *(f"--{setting}" for setting in settings)],
             is_ready=lambda: place.start(ping, "-h", str(place.directory)).wait() == 0,
