@@ -101,6 +101,7 @@ def current(user: Any, *, rejected_version: int | None = None) -> BankToken:
     RefreshInTransactionError on SQLite, when the token is overdue inside a transaction that has
     locked the database.
     """
+    reading = None
     if rejected_version is None:
         reading = _read(user, None)
         if not reading.is_due or (reading.is_usable and in_transaction()):
@@ -109,7 +110,7 @@ def current(user: Any, *, rejected_version: int | None = None) -> BankToken:
     # connection that refreshes.
     if in_transaction():
         return _refreshed_outside_transaction(user, rejected_version)
-    return _refreshed(user, rejected_version)
+    return _refreshed(user, rejected_version, reading)
 
 
 def in_transaction() -> bool:
@@ -160,11 +161,13 @@ class _Reading:
         return max(0.0, (self.row.retry_after - self.database_now).total_seconds())
 
 
-def _refreshed(user: Any, rejected_version: int | None) -> BankToken:
-    """Claim, send and store; or wait for whoever does."""
+def _refreshed(
+    user: Any, rejected_version: int | None, reading: _Reading | None = None
+) -> BankToken:
+    """Claim, send and store; or wait for whoever does. *reading* is what was read just now."""
     deadline = time.monotonic() + conf.deadline_seconds
     while True:
-        reading = _read(user, rejected_version)
+        reading = reading or _read(user, rejected_version)
         if not reading.is_due:
             return reading.row
         row = _try(reading, deadline)
@@ -173,6 +176,7 @@ def _refreshed(user: Any, rejected_version: int | None) -> BankToken:
         if time.monotonic() >= deadline:
             raise _unavailable(POLL_SECONDS[1])
         time.sleep(random.uniform(*POLL_SECONDS))  # noqa: S311 - spreads the waiting, hides nothing
+        reading = None
 
 
 def _try(reading: _Reading, deadline: float) -> BankToken | None:

@@ -21,7 +21,7 @@ from everifin_django.exceptions import (
     UnknownKeyError,
 )
 from everifin_django.identity import Identity
-from everifin_django.models import BankToken, PendingRevocation
+from everifin_django.models import BankToken, PendingRevocation, in_database_seconds
 from everifin_django.oauth import TokenSet
 from everifin_django.secret import Secret
 from everifin_django.signals import everifin_connected, everifin_disconnected
@@ -70,6 +70,16 @@ class TestLend:
             loan = tokens.lend(user)
         assert loan.token == Secret("access")
         assert loan.scopes == {"openid", "ais"}
+
+    @pytest.mark.django_db(transaction=True)
+    def test_a_token_that_somebody_is_refreshing_costs_one_query_while_it_is_good(
+        self, connected, age, django_assert_num_queries
+    ):
+        age(connected, seconds=270)
+        BankToken.objects.update(lease_until=in_database_seconds(30))
+        user = connected.user
+        with django_assert_num_queries(1):
+            assert tokens.lend(user).version == 1
 
     def test_who_never_connected_has_no_token(self):
         with pytest.raises(TokenMissingError):
