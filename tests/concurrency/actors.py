@@ -1,32 +1,37 @@
 """
 Who takes part in a schedule, and the world they share.
 
-An actor is a generator; each ``next`` is one turn, which does one step. An actor that has nothing
-left to do ends, and one that is never asked again has crashed.
+An actor is a value: its turn does one step in the world and gives the actor that goes on from
+there, or None once it is done. One that is never asked again has crashed. A world can be written
+down and brought back; so any turn can be played from any state that was ever met.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Generator
-from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from copy import copy
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import pytest
 from django.utils import timezone
 
 from everifin_django import refresh, revocation, tokens
-from everifin_django.crypto import active_key
+from everifin_django.crypto import active_key, open_sealed
 from everifin_django.exceptions import APIError, EverifinError, RefusedError, TokenError
 from everifin_django.models import BankToken, PendingRevocation, in_database_seconds
 from everifin_django.oauth import TokenSet
 from everifin_django.secret import Secret
-from everifin_django.testing.sandbox import Sandbox
+from everifin_django.testing.factories import BankTokenFactory
+from everifin_django.testing.sandbox import Rotation, Sandbox
+from everifin_django.testing.sandbox.signing import Signer
 from everifin_django.testing.sandbox.store import Session
 
-Actor = Generator[None, None, None]
 Status = BankToken.Status
 
 SCOPE = "openid ais"
@@ -37,39 +42,75 @@ FAULTS: dict[str, dict[str, Any]] = {
     "lost after": {"lost": "after", "times": 1},
     "lost after, twice": {"lost": "after", "times": 2},
     "503": {"status": 503, "times": 1},
+    "client refused": {"status": 401, "body": {"error": "invalid_client"}},
+    "consent withdrawn": {},
     "session ended": {},
 }
+"""What a request for new tokens can meet."""
+
+NO_LOGOUT = "no logout"
+"""A request to end a session meets a 503."""
+
+
+class Holder(NamedTuple):
+    """Who claimed the connection last, and is not done with it."""
+
+    lease_id: uuid.UUID
+    version: int
+    is_alive: bool = True
 
 
 @dataclass
-class World:
+class Notes:
     """
-    One connection, overdue and alive, and the Everifin it was granted at.
+    What the world remembers beside the database and Everifin.
 
     *is_at_risk*: a grant may be lost by now in a way that no protocol can prevent. *in_hand* counts
-    the answers that are not stored yet, *alive* holds who is between claim and end, *homeless* the
-    sessions of grants that were given and not kept yet.
+    the answers that are not stored yet, *homeless* are the sessions of grants that were given and
+    not kept yet. *claims* and *tokens* are how many there were.
     """
 
-    everifin: Sandbox
-    user: Any
-    sessions: list[str] = field(default_factory=list)
-    homeless: set[str] = field(default_factory=set)
-    alive: set[uuid.UUID | None] = field(default_factory=set)
-    holder: refresh.Attempt | None = None
-    version: int = 1
-    refusals: int = 0
+    claims: int = 0
+    tokens: int = 0
+    holder: Holder | None = None
+    homeless: frozenset[str] = frozenset()
     in_hand: int = 0
+    is_refused: bool = False
     is_at_risk: bool = False
     is_disconnected: bool = False
-    is_leased: bool = False
+    is_double_spent: bool = False
 
-    def __post_init__(self) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A world that can be brought back. Two are equal if everything goes on alike from them."""
+
+    facts: Any
+    sessions: tuple[tuple[str, bool, bool], ...]
+    tokens: tuple[tuple[str, str, bool], ...]
+    notes: Notes = field(compare=False)
+    row: BankToken = field(compare=False)
+    outbox: tuple[PendingRevocation, ...] = field(compare=False)
+
+
+class World:
+    """One connection, overdue and alive, and the Everifin it was granted at."""
+
+    def __init__(self, everifin: Sandbox, user: Any) -> None:
+        self.everifin = everifin
+        self.user = user
+        self._sub = everifin.user("alice").sub
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was, and begin anew."""
+        self.notes = Notes()
+        self._empty_sandbox()
         self.everifin.double_spends = 0
         self.everifin.faults.clear()
         PendingRevocation.objects.all().delete()
-        row = self.row()
-        grant = {**tokens._NOTHING, **row.sealed(self.grant(), active_key())}
+        grant = {**tokens._NOTHING, **self.row().sealed(self.grant(), active_key())}
+        self.version = 1
         self._update(**grant, status=Status.ACTIVE, token_version=self.version)
         self.let_token_run_out()
 
@@ -82,22 +123,80 @@ class World:
 
     def grant(self) -> TokenSet:
         """A new grant of the same user, in a session of its own at Everifin."""
-        name, store, now = str(uuid.uuid4()), self.everifin.store, timezone.now()
-        until = now + LIFETIME
-        sub = self.everifin.user("alice").sub
-        store.add_session(Session(name, sub, SCOPE, now.timestamp(), until.timestamp()))
-        store.add_refresh_token(f"refresh-{name}", name, until.timestamp())
-        self.sessions.append(name)
-        return TokenSet(
-            access=Secret("access"),
-            refresh=Secret(f"refresh-{name}"),
+        name, now = f"session-{len(self.everifin.store.sessions()) + 1}", timezone.now()
+        grant = TokenSet(
+            access=Secret(self.next_token("access")),
+            refresh=Secret(self.next_token("refresh")),
             id=None,
             scope=SCOPE,
             session_id=name,
             asked_at=now,
-            expires_at=until,
-            refresh_expires_at=until,
+            expires_at=now + LIFETIME,
+            refresh_expires_at=now + LIFETIME,
         )
+        self._add_session(name)
+        self._add_refresh_token(self.next_token("refresh"), name)
+        self.notes.tokens += 1
+        return grant
+
+    def next_token(self, purpose: str) -> str:
+        return f"{purpose}-{self.notes.tokens + 1}"
+
+    # Written down and brought back
+
+    def snapshot(self) -> Snapshot:
+        row, outbox, store = self.row(), tuple(PendingRevocation.objects.all()), self.everifin.store
+        names = [f"refresh-{number + 1}" for number in range(self.notes.tokens)]
+        known = zip(names, map(store.refresh_token, names), strict=True)
+        self.notes.is_double_spent = self.everifin.double_spends > 0
+        return Snapshot(
+            facts=(plain(row), frozenset(map(plain, outbox)), plain(self.notes)),
+            sessions=tuple(
+                (each.id, each.is_ended, each.is_withdrawn) for each in store.sessions()
+            ),
+            tokens=tuple((name, each.session.id, each.is_spent) for name, each in known if each),
+            notes=replace(self.notes),
+            row=row,
+            outbox=outbox,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.notes = replace(snapshot.notes)
+        self.version = snapshot.row.token_version
+        self.everifin.double_spends = int(self.notes.is_double_spent)
+        _as_of_now(snapshot.row).save(force_update=True)
+        PendingRevocation.objects.all().delete()
+        for entry in snapshot.outbox:
+            entry.pk = None
+            _as_of_now(entry).save(force_insert=True)
+        self._restore_sandbox(snapshot)
+
+    def _restore_sandbox(self, snapshot: Snapshot) -> None:
+        self._empty_sandbox()
+        store = self.everifin.store
+        for name, is_ended, is_withdrawn in snapshot.sessions:
+            self._add_session(name)
+            if is_ended:
+                store.end_session(name)
+            if is_withdrawn:
+                store.withdraw_consent(name)
+        for name, session, is_spent in snapshot.tokens:
+            self._add_refresh_token(name, session)
+            if is_spent:
+                store.spend_refresh_token(name)
+
+    def _empty_sandbox(self) -> None:
+        for table in ("session", "refresh_token"):
+            self.everifin.store._run(f"DELETE FROM {table}")  # noqa: S608 - the two names above
+
+    def _add_session(self, name: str) -> None:
+        now = timezone.now()
+        until = (now + LIFETIME).timestamp()
+        self.everifin.store.add_session(Session(name, self._sub, SCOPE, now.timestamp(), until))
+
+    def _add_refresh_token(self, name: str, session: str) -> None:
+        until = (timezone.now() + LIFETIME).timestamp()
+        self.everifin.store.add_refresh_token(name, session, until)
 
     # What happens by itself
 
@@ -106,38 +205,58 @@ class World:
 
     def let_lease_run_out(self) -> None:
         """A holder who is still alive then is what strict rotation does not forgive."""
-        if self.is_strict and self.holder is not None and self.holder.lease_id in self.alive:
-            self.is_at_risk = True
+        row = self.row()
+        if row.lease_until is None or row.lease_until <= timezone.now():
+            return
+        if self.is_strict and self.notes.holder is not None and self.notes.holder.is_alive:
+            self.notes.is_at_risk = True
         self._update(lease_until=in_database_seconds(-1))
-        self.holder = None
+        self.notes.holder = None
 
     def let_pause_pass(self) -> None:
         self._update(retry_after=None)
 
     def end_sessions(self) -> None:
-        for session in self.sessions:
-            self.everifin.store.end_session(session)
-        self.is_at_risk = True
+        for session in self.everifin.store.sessions():
+            self.everifin.store.end_session(session.id)
+        self.notes.is_at_risk = True
 
-    def go_wrong(self, fault: str) -> None:
-        """Let the next request to the token endpoint meet *fault*."""
+    def let(self, actor: Actor, fault: str = "") -> Actor | None:
+        """Let *actor* take its turn, its requests meeting *fault*; return as it does."""
+        self._go_wrong(fault)
+        goes_on = actor.turn(self)
+        self.everifin.faults.clear()
+        return goes_on
+
+    def crash(self, actor: Actor) -> None:
+        """Take note that *actor* will not go on."""
+        holder = self.notes.holder
+        attempt = actor.attempt if isinstance(actor, Refreshing) else None
+        if holder is not None and attempt is not None and attempt.lease_id == holder.lease_id:
+            self.notes.holder = holder._replace(is_alive=False)
+
+    def _go_wrong(self, fault: str) -> None:
         if fault == "session ended":
             self.end_sessions()
-        else:
+        elif fault == "consent withdrawn":
+            self.everifin.withdraw_consent()
+            self.notes.is_at_risk = True
+        elif fault == NO_LOGOUT:
+            self.everifin.faults.add("logout", status=503)
+        elif fault:
             self.everifin.faults.add("token.refresh_token", **FAULTS[fault])
         if self.is_strict and fault.startswith("lost after"):
-            self.is_at_risk = True
+            self.notes.is_at_risk = True
 
     # What must hold
 
-    def check(self) -> None:
+    def check(self, row: BankToken | None = None) -> None:
         """Assert what holds after every step."""
-        row = self.row()
+        row = row or self.row()
         assert row.token_version >= self.version
         self.version = row.token_version
-        self.is_leased = row.lease_until is not None and row.lease_until > timezone.now()
-        assert row.status != Status.NEEDS_RECONNECT or self.refusals
-        if self.is_disconnected:
+        assert row.status != Status.NEEDS_RECONNECT or self.notes.is_refused
+        if self.notes.is_disconnected:
             assert row.status == Status.DISCONNECTED
         if row.status == Status.DISCONNECTED:
             assert row.access_ciphertext + row.refresh_ciphertext + row.id_ciphertext == ""
@@ -145,12 +264,12 @@ class World:
 
     def settle(self) -> None:
         """Assert what holds when everybody is done or dead: nothing is forgotten, nothing lost."""
-        row = self.row()
+        row, notes = self.row(), self.notes
         kept = {row.idp_session} if row.refresh_ciphertext else set()
-        assert self._live_sessions() <= kept | self._listed_sessions() | self.homeless
+        assert self._live_sessions() <= kept | self._listed_sessions() | notes.homeless
         self._empty_outbox()
-        assert self._live_sessions() <= kept | self.homeless
-        if not (self.is_disconnected or self.is_at_risk or (self.is_strict and self.in_hand)):
+        assert self._live_sessions() <= kept | notes.homeless
+        if not (notes.is_disconnected or notes.is_at_risk or (self.is_strict and notes.in_hand)):
             assert row.status == Status.ACTIVE
             assert self.everifin.double_spends == 0
             assert self._is_accepted(row)
@@ -169,8 +288,7 @@ class World:
             assert not PendingRevocation.objects.exists()
 
     def _live_sessions(self) -> set[str]:
-        found = map(self.everifin.store.session, self.sessions)
-        return {session.id for session in found if session and not session.is_ended}
+        return {found.id for found in self.everifin.store.sessions() if not found.is_ended}
 
     def _listed_sessions(self) -> set[str]:
         opened = (pending.open_token().reveal() for pending in PendingRevocation.objects.all())
@@ -181,72 +299,211 @@ class World:
         BankToken.objects.filter(user=self.user).update(**columns)
 
 
-def refreshing(world: World, fault: str = "") -> Actor:
-    """One try of one process, up to four turns: read, claim, send (it meets *fault*), store."""
-    try:
-        reading = refresh._read(world.user, None)
-    except TokenError:
-        return
-    if not reading.is_due or reading.is_leased or reading.pause_seconds:
-        return
-    yield
-    attempt = refresh.Attempt(reading.row, time.monotonic() + 10)
-    if not attempt.claim():
-        return
-    holder = world.holder
-    assert holder is None or holder.row.token_version != attempt.row.token_version
-    world.holder = attempt
-    world.alive.add(attempt.lease_id)
-    try:
-        yield
-        yield from _answered(world, attempt, fault)
-        if world.holder is attempt:
-            world.holder = None
-    finally:  # also for one that crashes
-        world.alive.discard(attempt.lease_id)
+class _Names(Signer):
+    """Gives tokens names in the order in which they are made, instead of random ones."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.everifin.store)
+        self._world = world
+
+    def sign(self, claims: Any) -> str:
+        return self._world.next_token("access")
+
+    def refresh_token(self, claims: Any) -> str:
+        name = self._world.next_token("refresh")
+        self._world.notes.tokens += 1
+        return name
 
 
-def _answered(world: World, attempt: refresh.Attempt, fault: str) -> Actor:
-    failure: APIError | None = None
-    answer: TokenSet | None = None
-    if fault:
-        world.go_wrong(fault)
-    try:
-        answer = attempt.send()
-    except APIError as error:
-        failure = error
-    world.everifin.faults.clear()
-    world.refusals += isinstance(failure, RefusedError)
-    world.in_hand += answer is not None
-    yield
-    with suppress(EverifinError):
-        if answer is not None:
-            attempt.store(answer)
-        elif failure is not None:
-            attempt.give_up(failure)
-    world.in_hand -= answer is not None
+@contextmanager
+def a_world(everifin: Sandbox, rotation: Rotation) -> Iterator[World]:
+    """
+    Give a world in which nothing is left to chance: tokens and leases have names in the order in
+    which they are made, and no pause passes while the machine stalls.
+    """
+    everifin.issue_id_tokens = False
+    everifin.rotation = rotation
+    world = World(everifin, BankTokenFactory(issuer="", subject="").user)
+    everifin.signer = _Names(world)
+    names = SimpleNamespace(uuid4=lambda: uuid.UUID(int=world.notes.claims + 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refresh, "uuid", names)
+        patch.setattr(refresh, "TAKEOVER_PATIENCE_SECONDS", 0)
+        patch.setattr(refresh, "BACKOFF_SECONDS", (600, 3600))
+        yield world
 
 
-def disconnecting(world: World) -> Actor:
+def plain(value: Any) -> Any:
+    """Return all that can matter about *value*, to be compared: of a time, if it has come."""
+    match value:
+        case BankToken() | PendingRevocation():
+            names = [column.attname for column in value._meta.concrete_fields]
+            return tuple((name, _plain_column(value, name)) for name in names)
+        case Secret():
+            return value.reveal()
+        case datetime():
+            return value > timezone.now()
+        case APIError():
+            return type(value), tuple(sorted(vars(value).items()))
+        case _ if is_dataclass(value):
+            names = [each.name for each in fields(value) if each.name != "deadline"]
+            return type(value), *(plain(getattr(value, name)) for name in names)
+    return value
+
+
+def _plain_column(row: BankToken | PendingRevocation, name: str) -> Any:
+    value = getattr(row, name)
+    if name == "id":
+        return None  # of an entry in the outbox it is by chance, and there is one connection only
+    if name.endswith("_ciphertext") and value:
+        purpose: Any = name.removesuffix("_ciphertext")
+        return open_sealed(value, row.place(purpose)).reveal()
+    return plain(value)
+
+
+def _as_of_now(row: Any) -> Any:
+    """The row with its times moved: what has come stays so, what is to come stays so for long."""
+    now = timezone.now()
+    for name, value in list(vars(row).items()):
+        if isinstance(value, datetime):
+            setattr(row, name, now + (LIFETIME if value > now else -LIFETIME))
+    return row
+
+
+class Actor(Protocol):
+    """*taken* counts its turns, of which it has at most TURNS; FAULTS is what each can meet."""
+
+    TURNS: ClassVar[int]
+    FAULTS: ClassVar[dict[int, list[str]]] = {}
+
+    @property
+    def taken(self) -> int: ...
+
+    def turn(self, world: World) -> Actor | None: ...
+
+
+@dataclass(frozen=True)
+class Refreshing(Actor):
+    """One try of one process: read, claim, send, store."""
+
+    TURNS: ClassVar = 4
+    FAULTS: ClassVar = {3: list(FAULTS), 4: [NO_LOGOUT]}
+    taken: int = 0
+    attempt: refresh.Attempt | None = None
+    outcome: TokenSet | APIError | None = None
+
+    def turn(self, world: World) -> Actor | None:
+        if self.attempt is None:
+            return self._read(world)
+        deadline = time.monotonic() + 10
+        attempt = replace(self.attempt, row=copy(self.attempt.row), deadline=deadline)
+        if attempt.lease_id is None:
+            return self._claim(world, attempt)
+        if self.outcome is None:
+            return self._send(world, attempt)
+        self._store(world, attempt)
+        return None
+
+    def _read(self, world: World) -> Actor | None:
+        try:
+            reading = refresh._read(world.user, None)
+        except TokenError:
+            return None
+        if not reading.is_due or reading.is_leased or reading.pause_seconds:
+            return None
+        return Refreshing(1, refresh.Attempt(reading.row, 0))
+
+    def _claim(self, world: World, attempt: refresh.Attempt) -> Actor | None:
+        if not attempt.claim():
+            return None
+        assert attempt.lease_id is not None
+        holder, version = world.notes.holder, attempt.row.token_version
+        assert holder is None or holder.version != version
+        world.notes.holder = Holder(attempt.lease_id, version)
+        world.notes.claims += 1
+        return Refreshing(2, attempt)
+
+    def _send(self, world: World, attempt: refresh.Attempt) -> Actor:
+        outcome: TokenSet | APIError
+        try:
+            outcome = attempt.send()
+        except APIError as error:
+            outcome = error
+            world.notes.is_refused |= isinstance(error, RefusedError)
+        else:
+            world.notes.in_hand += 1
+        return Refreshing(3, attempt, outcome)
+
+    def _store(self, world: World, attempt: refresh.Attempt) -> None:
+        with suppress(EverifinError):
+            if isinstance(self.outcome, TokenSet):
+                world.notes.in_hand -= 1
+                attempt.store(self.outcome)
+            elif self.outcome is not None:
+                attempt.give_up(self.outcome)
+        holder = world.notes.holder
+        if holder is not None and holder.lease_id == attempt.lease_id:
+            world.notes.holder = None
+
+
+@dataclass(frozen=True)
+class Disconnecting(Actor):
     """``tokens.forget`` in its two turns: the end here, the end at Everifin."""
-    row, pending = tokens._end(world.user, "disconnected")
-    world.is_disconnected = world.is_disconnected or row is not None
-    if pending is not None:
-        yield
+
+    TURNS: ClassVar = 2
+    FAULTS: ClassVar = {2: [NO_LOGOUT]}
+    taken: int = 0
+    pending: PendingRevocation | None = None
+
+    def turn(self, world: World) -> Actor | None:
+        if self.pending is None:
+            row, pending = tokens._end(world.user, "disconnected")
+            world.notes.is_disconnected |= row is not None
+            return Disconnecting(1, pending) if pending else None
+        # In a world that was brought back, the entry has another id.
+        token, entries = self.pending.open_token(), PendingRevocation.objects.all()
+        pending = copy(self.pending)
+        pending.pk = next(entry.pk for entry in entries if entry.open_token() == token)
         revocation.revoke(pending)
+        return None
 
 
-def reconnecting(world: World) -> Actor:
+@dataclass(frozen=True)
+class Reconnecting(Actor):
     """Two turns: Everifin gives a new grant, and it is kept."""
-    grant = world.grant()
-    world.homeless.add(grant.session_id)
-    yield
-    tokens.keep(world.user, grant, None)
-    world.homeless.discard(grant.session_id)
-    world.is_disconnected = False
+
+    TURNS: ClassVar = 2
+    taken: int = 0
+    grant: TokenSet | None = None
+
+    def turn(self, world: World) -> Actor | None:
+        if self.grant is None:
+            grant = world.grant()
+            world.notes.homeless |= {grant.session_id}
+            return Reconnecting(1, grant)
+        tokens.keep(world.user, self.grant, None)
+        world.notes.homeless -= {self.grant.session_id}
+        world.notes.is_disconnected = False
+        return None
 
 
-def expiring(world: World) -> Actor:
-    """One turn: the lease runs out."""
-    world.let_lease_run_out()
-    yield from ()
+@dataclass(frozen=True)
+class Expiring(Actor):
+    """One turn: the lease runs out, if there is one."""
+
+    TURNS: ClassVar = 1
+    taken: int = 0
+
+    def turn(self, world: World) -> None:
+        world.let_lease_run_out()
+
+
+@dataclass(frozen=True)
+class Waiting(Actor):
+    """One turn: the pause after a failure passes, if there is one."""
+
+    TURNS: ClassVar = 1
+    taken: int = 0
+
+    def turn(self, world: World) -> None:
+        world.let_pause_pass()

@@ -1,206 +1,274 @@
 """
 The refresh protocol, played in every order.
 
-A cast of actors takes its turns in every possible order, each order without trouble, with every
-single crash and with single faults. Orders that differ only in turns in which nothing can happen,
-or in which of two processes that are alike is which, are played once and counted as often as they
-stand for; so the count can be held against what combinatorics says.
+A cast of actors takes its turns in every possible order, with every choice of a trouble for each of
+them: none, a crash after any of its turns, or a fault. What a turn does depends on the world and
+on the actor alone; so each is played once, from a world that is brought back for it, and beginnings
+of orders that lead to the same state are continued once. The orders are counted on the way, each
+with the turns that an actor did not need any more in every place where they could have been; so the
+count can be held against what combinatorics says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from math import comb, factorial, prod
+from typing import Any, NamedTuple
 
 import pytest
 
-from everifin_django import refresh
-from everifin_django.testing.factories import BankTokenFactory
 from tests.concurrency.actors import (
-    FAULTS,
     Actor,
+    Disconnecting,
+    Expiring,
+    Reconnecting,
+    Refreshing,
+    Snapshot,
+    Waiting,
     World,
-    disconnecting,
-    expiring,
-    reconnecting,
-    refreshing,
+    a_world,
+    plain,
 )
 
 pytestmark = pytest.mark.django_db
 
-Cast = tuple[Callable[..., Actor], ...]
-Trace = tuple[int, ...]
-TURNS: dict[Callable[..., Actor], int] = {
-    refreshing: 4,
-    disconnecting: 2,
-    reconnecting: 2,
-    expiring: 1,
-}
-ROTATIONS = ["strict", "default"]
+CRASH = "crash"
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """What happens to one actor of the cast: a fault of its answer, or a crash after some turns."""
+class Trouble(NamedTuple):
+    """What happens to an actor in one of its turns: a fault, or a crash right after it."""
 
-    actor: int = -1
+    turn: int = 0
     fault: str = ""
-    crash_after: int = 0
+
+
+class Part(NamedTuple):
+    """An actor, by the number of its state, and the trouble that is ahead of it."""
+
+    actor: int
+    trouble: Trouble = Trouble()
+
+
+Roles = tuple[type[Actor], ...]
+Troubles = tuple[Trouble, ...]
+Cast = tuple[Part | None, ...]
+"""Who takes part; None is one who is done or has crashed."""
+
+State = tuple[int, Cast]
+"""The world, by its number, and the cast."""
 
 
 @dataclass
-class Play:
+class Exploration:
     """
-    One schedule while it is played: who had which turn, and who may have the next.
+    All that can come of casts in one world.
 
-    *idle* are the moments at which no lease could run out.
+    *trace* is who had the turns up to where it is now, or failed.
     """
 
     world: World
-    cast: Cast
-    trouble: Trouble
-    actors: dict[int, Actor] = field(default_factory=dict)
-    trace: Trace = ()
-    idle: list[int] = field(default_factory=lambda: [0])
+    worlds: list[Snapshot] = field(default_factory=list)
+    actors: list[Actor] = field(default_factory=list)
+    trace: list[int] = field(default_factory=list)
+    turns: dict[tuple[int, int, str], tuple[int, int | None]] = field(default_factory=dict)
+    orders: dict[State, int] = field(default_factory=dict)
+    _numbers: dict[Any, int] = field(default_factory=dict)
+    _settled: set[int] = field(default_factory=set)
+    _here: int = 0
 
     def __post_init__(self) -> None:
-        for index, role in enumerate(self.cast):
-            is_hit = self.trouble.fault and self.trouble.actor == index
-            arguments = (self.trouble.fault,) if is_hit else ()
-            self.actors[index] = role(self.world, *arguments)
+        self._number(self.world.snapshot(), self.worlds)
 
-    def open(self) -> list[int]:
-        """Who may have the next turn. Processes that are alike begin in the order of the cast."""
-        return [
-            index
-            for index in self.actors
-            if (self.cast[index] is not expiring or self.world.is_leased)
-            and (
-                index == 0
-                or self.cast[index - 1] is not self.cast[index]
-                or index - 1 in self.trace
-            )
-        ]
+    def beginning(self, roles: Roles, troubles: Troubles) -> State:
+        numbers = [self._number(role(), self.actors) for role in roles]
+        return 0, tuple(map(Part, numbers, troubles))
 
-    def turn(self, index: int, *, is_new: bool = True) -> None:
-        """Let an actor do one step; *is_new* if this beginning of a schedule was not seen yet."""
-        self.trace += (index,)
-        is_over = next(self.actors[index], self) is self
-        has_crashed = self.trouble.crash_after == self.trace.count(index)
-        if is_over or (has_crashed and self.trouble.actor == index):
-            self.actors.pop(index).close()
-        if is_new:
-            self.world.check()
-            if not self.world.is_leased:
-                self.idle.append(len(self.trace))
+    def count(self, state: State) -> int:
+        """In how many orders the turns that are left can come, each of them seen to end well."""
+        world, cast = state
+        # Actors that are alike are interchangeable.
+        key = world, tuple(sorted(filter(None, cast)))
+        if key not in self.orders:
+            if not key[1]:
+                self._settle(world)
+            going = [index for index, part in enumerate(cast) if part]
+            self.orders[key] = sum(self._count_from(state, index) for index in going) or 1
+        return self.orders[key]
 
+    def turn(self, state: State, index: int) -> State:
+        """What the state is after the turn of the actor at *index*."""
+        world, cast = state
+        number, trouble = cast[index] or Part(-1)
+        is_now = self.actors[number].taken + 1 == trouble.turn
+        after, goes_on = self._turn(world, number, trouble.fault if is_now else "")
+        if is_now and not trouble.fault and goes_on is not None:
+            after, goes_on = self._turn(after, goes_on, CRASH)
+        part = None if goes_on is None else Part(goes_on, Trouble() if is_now else trouble)
+        return after, (*cast[:index], part, *cast[index + 1 :])
 
-def _played(begin: Callable[[], Play]) -> Iterator[Play]:
-    """Every schedule, played to its end: depth first, each from a fresh beginning."""
-    beginnings: list[tuple[Trace, list[int]]] = [((), [0])]
-    while beginnings:
-        trace, idle = beginnings.pop()
-        play = begin()
-        for index in trace[:-1]:
-            play.turn(index, is_new=False)
-        play.idle = list(idle)
-        for index in trace[-1:]:
-            play.turn(index)
-        while candidates := play.open():
-            if all(play.cast[index] is expiring for index in candidates):
-                # Its turn may also have come before, when there was nothing to run out.
-                beginnings += [((*play.trace, index), list(play.idle)) for index in candidates]
-                break
-            first, *others = candidates
-            beginnings += [((*play.trace, other), list(play.idle)) for other in others]
-            play.turn(first)
-        yield play
+    def _count_from(self, state: State, index: int) -> int:
+        self.trace.append(index)
+        after = self.turn(state, index)
+        orders = self.count(after)
+        self.trace.pop()
+        if after[1][index] is not None:
+            return orders
+        # The turns it did not need may come anywhere among those of the others.
+        unused = self._turns_left(state[1][index]) - 1
+        return orders * comb(sum(map(self._turns_left, after[1])) + unused, unused)
 
+    def _turns_left(self, part: Part | None) -> int:
+        return self.actors[part.actor].TURNS - self.actors[part.actor].taken if part else 0
 
-def _stands_for(play: Play) -> int:
-    """How many orders of all turns come to the same as this one."""
-    if expiring not in play.cast or play.cast.index(expiring) in play.trace:
-        return _extensions(play.cast, play.trace)
-    index = play.cast.index(expiring)
-    # Its turn came at a moment when there was nothing to run out.
-    return sum(
-        _extensions(play.cast, (*play.trace[:moment], index, *play.trace[moment:]))
-        for moment in play.idle
-    )
+    def _turn(self, world: int, actor: int, what: str) -> tuple[int, int | None]:
+        if (world, actor, what) not in self.turns:
+            self._go_to(world)
+            goes_on = _play(self.world, self.actors[actor], what)
+            snapshot = self.world.snapshot()
+            self.world.check(snapshot.row)
+            self._here = self._number(snapshot, self.worlds)
+            number = None if goes_on is None else self._number(goes_on, self.actors)
+            self.turns[world, actor, what] = self._here, number
+        return self.turns[world, actor, what]
 
+    def _settle(self, world: int) -> None:
+        if world not in self._settled:
+            self._go_to(world)
+            self.leave()
+            self.world.settle()
+            self._settled.add(world)
 
-def _extensions(cast: Cast, trace: Trace) -> int:
-    """In how many ways the turns that nobody took any more fit in behind each actor's last."""
-    last = {index: len(trace) - trace[::-1].index(index) for index in trace}
-    ways, behind = 1, 0
-    for index in sorted(last, key=lambda index: -last[index]):
-        unused = TURNS[cast[index]] - trace.count(index)
-        ways *= comb(len(trace) - last[index] + behind + unused, unused)
-        behind += unused
-    return ways
+    def leave(self) -> None:
+        """Take note that the world is none of those known."""
+        self._here = -1
 
+    def _go_to(self, world: int) -> None:
+        if world != self._here:
+            self.leave()
+            self.world.restore(self.worlds[world])
 
-def _orders(cast: Cast) -> int:
-    """The number of orders of all turns of the cast, its refreshing processes being alike."""
-    turns = [TURNS[role] for role in cast]
-    alike = factorial(cast.count(refreshing))
-    return factorial(sum(turns)) // prod(map(factorial, turns)) // alike
+    def _number(self, thing: Any, known: list[Any]) -> int:
+        key = thing if isinstance(thing, Snapshot) else plain(thing)
+        if key not in self._numbers:
+            self._numbers[key] = len(known)
+            known.append(thing)
+        return self._numbers[key]
 
 
-def _troubles(cast: Cast, faults: tuple[str, ...]) -> Iterator[Trouble]:
-    """No trouble; each actor crashing after each of its turns; each refresh meeting each fault."""
-    yield Trouble()
-    for index, role in enumerate(cast):
-        yield from (Trouble(index, crash_after=turn) for turn in range(1, TURNS[role]))
-        if role is refreshing:
-            yield from (Trouble(index, fault=fault) for fault in faults)
+def _play(world: World, actor: Actor, what: str) -> Actor | None:
+    """Let *actor* crash, or take its turn, and return who goes on."""
+    if what == CRASH:
+        world.crash(actor)
+        return None
+    return world.let(actor, what)
 
 
-def _play_all(begin: Callable[[], World], cast: Cast, trouble: Trouble) -> int:
-    """Play every schedule; return how many of them were played."""
-    played = stood_for = 0
-    for play in _played(lambda: Play(begin(), cast, trouble)):
-        try:
-            play.world.settle()
-        except AssertionError as error:
-            error.add_note(f"After the turns {play.trace} of {_names(cast)} with {trouble}.")
-            raise
-        played += 1
-        stood_for += _stands_for(play)
-    assert stood_for == _orders(cast), f"{_names(cast)} with {trouble}"
-    return played
+def _count(roles: Roles) -> int:
+    """The number of orders of all turns of these roles."""
+    turns = [role.TURNS for role in roles]
+    return factorial(sum(turns)) // prod(map(factorial, turns))
 
 
-def _names(cast: Cast) -> str:
-    return "-".join(role.__name__ for role in cast)
+def _troubles(role: type[Actor]) -> list[Trouble]:
+    """No trouble; a crash after each turn but the last; each fault."""
+    crashes = [Trouble(turn) for turn in range(role.TURNS)]
+    return crashes + [Trouble(turn, fault) for turn in role.FAULTS for fault in role.FAULTS[turn]]
 
 
-@pytest.fixture
-def begin(everifin, monkeypatch):
-    """Give a function that makes a fresh world."""
-    monkeypatch.setattr(refresh, "TAKEOVER_PATIENCE_SECONDS", 0)
-    everifin.issue_id_tokens = False
-    user = BankTokenFactory(subject="").user
-    return lambda: World(everifin, user)
+def _choices(roles: Roles) -> Iterator[Troubles]:
+    """Every choice of a trouble for each; of those that alike actors can swap, one."""
+    alike = roles.count(roles[0])
+    for troubles in product(*map(_troubles, roles)):
+        if list(troubles[:alike]) == sorted(troubles[:alike]):
+            yield troubles
 
 
-@pytest.mark.parametrize("rotation", ROTATIONS)
+CASTS: list[Roles] = [
+    (Refreshing, Refreshing),
+    (Refreshing, Disconnecting),
+    (Refreshing, Reconnecting),
+    (Refreshing, Refreshing, Refreshing),
+    (Refreshing, Refreshing, Expiring),
+    (Refreshing, Refreshing, Waiting),
+    (Refreshing, Refreshing, Disconnecting),
+    (Refreshing, Refreshing, Reconnecting),
+    (Refreshing, Refreshing, Refreshing, Expiring),
+    (Refreshing, Refreshing, Expiring, Waiting),
+]
+
+
+@pytest.mark.parametrize("rotation", ["strict", "default"])
+def test_no_order_of_turns_breaks_the_protocol(everifin, rotation):
+    with a_world(everifin, rotation) as world:
+        exploration = Exploration(world)
+        for roles in CASTS:
+            for troubles in _choices(roles):
+                with _named(exploration, roles, troubles):
+                    orders = exploration.count(exploration.beginning(roles, troubles))
+                    assert orders == _count(roles)
+
+
+@contextmanager
+def _named(exploration: Exploration, roles: Roles, troubles: Troubles) -> Iterator[None]:
+    """Add to an error what led to it."""
+    try:
+        yield
+    except Exception as error:
+        names = "-".join(role.__name__ for role in roles)
+        error.add_note(f"After the turns {tuple(exploration.trace)} of {names} with {troubles}.")
+        raise
+
+
+def _traces(exploration: Exploration, state: State) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Every order of the turns that are needed, and the world it ends in."""
+    world, cast = state
+    going = [index for index, part in enumerate(cast) if part]
+    if not going:
+        yield (), world
+    for index in going:
+        for trace, end in _traces(exploration, exploration.turn(state, index)):
+            yield (index, *trace), end
+
+
+def _played_straight(
+    world: World, roles: Roles, troubles: Troubles, trace: tuple[int, ...]
+) -> Snapshot:
+    """The world after *trace*, played from the beginning with nothing brought back."""
+    world.begin()
+    actors: list[Actor | None] = [role() for role in roles]
+    for index in trace:
+        actor, trouble = actors[index], troubles[index]
+        assert actor is not None
+        is_now = actor.taken + 1 == trouble.turn
+        actors[index] = actor = world.let(actor, trouble.fault if is_now else "")
+        if actor is not None and is_now and not trouble.fault:
+            world.crash(actor)
+            actors[index] = None
+    assert not any(actors)
+    return world.snapshot()
+
+
 @pytest.mark.parametrize(
-    ("cast", "faults"),
+    ("roles", "most_troubles"),
     [
-        ((refreshing, refreshing), tuple(FAULTS)),
-        ((refreshing, refreshing, expiring), ()),
-        ((refreshing, disconnecting), tuple(FAULTS)),
-        ((refreshing, reconnecting), tuple(FAULTS)),
+        ((Refreshing, Refreshing), 1),
+        ((Refreshing, Disconnecting), 1),
+        ((Refreshing, Reconnecting), 1),
+        ((Refreshing, Refreshing, Expiring), 0),
+        ((Refreshing, Refreshing, Waiting), 0),
     ],
 )
-def test_no_order_of_turns_breaks_the_protocol(begin, everifin, rotation, cast, faults):
-    everifin.rotation = rotation
-    for trouble in _troubles(cast, faults):
-        assert _play_all(begin, cast, trouble)
-
-
-def test_three_processes_without_trouble(begin):
-    """Under strict rotation, which forgives the least."""
-    assert _play_all(begin, (refreshing, refreshing, refreshing), Trouble())
+def test_states_that_are_merged_go_on_alike(everifin, roles, most_troubles):
+    """Each order, played straight through, ends in the very world that the exploration says."""
+    with a_world(everifin, "strict") as world:
+        exploration = Exploration(world)
+        for troubles in _choices(roles):
+            if sum(trouble.turn > 0 for trouble in troubles) > most_troubles:
+                continue
+            for trace, end in list(_traces(exploration, exploration.beginning(roles, troubles))):
+                played = _played_straight(world, roles, troubles, trace)
+                assert played == exploration.worlds[end], f"After {trace} with {troubles}."
+            exploration.leave()

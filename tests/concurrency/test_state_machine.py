@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,15 +13,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from everifin_django import refresh
-from everifin_django.testing.factories import BankTokenFactory
 from tests.concurrency.actors import (
-    FAULTS,
     Actor,
+    Disconnecting,
+    Reconnecting,
+    Refreshing,
     World,
-    disconnecting,
-    reconnecting,
-    refreshing,
+    a_world,
 )
 
 pytestmark = pytest.mark.django_db
@@ -42,9 +38,10 @@ BOUNDS = settings(
 class Protocol(RuleBasedStateMachine):
     """Any number of processes at one connection, and whatever may happen to them."""
 
-    def __init__(self, begin: Callable[[], World]) -> None:
+    def __init__(self, world: World) -> None:
         super().__init__()
-        self.world = begin()
+        self.world = world
+        self.world.begin()
         self.actors: list[Actor] = []
 
     def has_actors(self) -> bool:
@@ -54,34 +51,30 @@ class Protocol(RuleBasedStateMachine):
         return len(self.actors) < MOST_ACTORS
 
     @precondition(has_room)
-    @rule(fault=st.sampled_from(["", "", "", *FAULTS]))
-    def a_process_begins(self, fault: str) -> None:
-        self.actors.append(refreshing(self.world, fault))
-
-    @precondition(has_room)
-    @rule()
-    def the_user_disconnects(self) -> None:
-        self.actors.append(disconnecting(self.world))
-
-    @precondition(has_room)
-    @rule()
-    def the_user_connects_again(self) -> None:
-        self.actors.append(reconnecting(self.world))
+    @rule(role=st.sampled_from([Refreshing, Refreshing, Refreshing, Disconnecting, Reconnecting]))
+    def somebody_begins(self, role: type[Actor]) -> None:
+        self.actors.append(role())
 
     @precondition(has_actors)
     @rule(data=st.data())
     def somebody_goes_on(self, data: st.DataObject) -> None:
-        self._turn(data.draw(st.integers(0, len(self.actors) - 1)))
+        self._turn(self._chosen(data))
+
+    @precondition(has_actors)
+    @rule(data=st.data())
+    def somebody_goes_on_and_meets_a_fault(self, data: st.DataObject) -> None:
+        index = self._chosen(data)
+        actor = self.actors[index]
+        self._turn(index, data.draw(st.sampled_from(actor.FAULTS.get(actor.taken + 1, [""]))))
 
     @precondition(has_actors)
     @rule(data=st.data())
     def somebody_crashes(self, data: st.DataObject) -> None:
-        self.actors.pop(data.draw(st.integers(0, len(self.actors) - 1))).close()
+        self.world.crash(self.actors.pop(self._chosen(data)))
 
     @rule()
     def the_lease_runs_out(self) -> None:
-        if self.world.is_leased:
-            self.world.let_lease_run_out()
+        self.world.let_lease_run_out()
 
     @rule()
     def time_passes(self) -> None:
@@ -103,20 +96,20 @@ class Protocol(RuleBasedStateMachine):
             self.world.check()
         self.world.settle()
 
-    def _turn(self, index: int) -> None:
-        if next(self.actors[index], self) is self:
-            self.actors.pop(index)
+    def _chosen(self, data: st.DataObject) -> int:
+        return data.draw(st.integers(0, len(self.actors) - 1))
+
+    def _turn(self, index: int, fault: str = "") -> None:
+        goes_on = self.world.let(self.actors[index], fault)
+        self.actors[index : index + 1] = [goes_on] if goes_on else []
 
 
 @pytest.mark.parametrize("rotation", ["strict", "default"])
-def test_no_run_breaks_the_protocol(everifin, monkeypatch, rotation):
-    monkeypatch.setattr(refresh, "TAKEOVER_PATIENCE_SECONDS", 0)
-    everifin.issue_id_tokens = False
-    everifin.rotation = rotation
-    user = BankTokenFactory(subject="").user
+def test_no_run_breaks_the_protocol(everifin, rotation):
+    with a_world(everifin, rotation) as world:
 
-    class OfThisTest(Protocol):
-        def __init__(self) -> None:
-            super().__init__(lambda: World(everifin, user))
+        class OfThisTest(Protocol):
+            def __init__(self) -> None:
+                super().__init__(world)
 
-    run_state_machine_as_test(OfThisTest, settings=BOUNDS)
+        run_state_machine_as_test(OfThisTest, settings=BOUNDS)
