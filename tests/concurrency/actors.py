@@ -35,7 +35,8 @@ from everifin_django.testing.sandbox.store import Session
 Status = BankToken.Status
 
 SCOPE = "openid ais"
-LIFETIME = timedelta(minutes=5)
+SECOND = timedelta(seconds=1)
+LIFETIME = timedelta(hours=12)
 FAULTS: dict[str, dict[str, Any]] = {
     "lost before": {"lost": "before", "times": 1},
     "lost before, twice": {"lost": "before", "times": 2},
@@ -254,8 +255,14 @@ class World:
         """Assert what holds after every step."""
         row = row or self.row()
         assert row.token_version >= self.version
+        if row.status == Status.NEEDS_RECONNECT:
+            assert self.notes.is_refused
+            # So that a good answer which comes late can revive it.
+            assert row.token_version == self.version
         self.version = row.token_version
-        assert row.status != Status.NEEDS_RECONNECT or self.notes.is_refused
+        holder = self.notes.holder
+        if holder is not None and holder.is_alive and self._is_going_on(row, holder.version):
+            assert row.lease_id == holder.lease_id
         if self.notes.is_disconnected:
             assert row.status == Status.DISCONNECTED
         if row.status == Status.DISCONNECTED:
@@ -273,6 +280,9 @@ class World:
             assert row.status == Status.ACTIVE
             assert self.everifin.double_spends == 0
             assert self._is_accepted(row)
+
+    def _is_going_on(self, row: BankToken, version: int) -> bool:
+        return row.status == Status.ACTIVE and row.token_version == version
 
     def _is_accepted(self, row: BankToken) -> bool:
         """Is the stored refresh token one that Everifin would accept? Asks without spending it."""
@@ -319,9 +329,10 @@ class _Names(Signer):
 def a_world(everifin: Sandbox, rotation: Rotation) -> Iterator[World]:
     """
     Give a world in which nothing is left to chance: tokens and leases have names in the order in
-    which they are made, and no pause passes while the machine stalls.
+    which they are made, and nothing runs out by itself while the machine stalls.
     """
     everifin.issue_id_tokens = False
+    everifin.access_token_seconds = everifin.refresh_token_seconds = LIFETIME // SECOND
     everifin.rotation = rotation
     world = World(everifin, BankTokenFactory(issuer="", subject="").user)
     everifin.signer = _Names(world)
@@ -330,6 +341,7 @@ def a_world(everifin: Sandbox, rotation: Rotation) -> Iterator[World]:
         patch.setattr(refresh, "uuid", names)
         patch.setattr(refresh, "TAKEOVER_PATIENCE_SECONDS", 0)
         patch.setattr(refresh, "BACKOFF_SECONDS", (600, 3600))
+        patch.setattr(refresh, "LEASE_SPARE_SECONDS", 3600)
         yield world
 
 
@@ -395,7 +407,7 @@ class Refreshing(Actor):
     def turn(self, world: World) -> Actor | None:
         if self.attempt is None:
             return self._read(world)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 3600
         attempt = replace(self.attempt, row=copy(self.attempt.row), deadline=deadline)
         if attempt.lease_id is None:
             return self._claim(world, attempt)
@@ -435,12 +447,15 @@ class Refreshing(Actor):
         return Refreshing(3, attempt, outcome)
 
     def _store(self, world: World, attempt: refresh.Attempt) -> None:
+        version = attempt.row.token_version
         with suppress(EverifinError):
             if isinstance(self.outcome, TokenSet):
                 world.notes.in_hand -= 1
                 attempt.store(self.outcome)
             elif self.outcome is not None:
                 attempt.give_up(self.outcome)
+        if isinstance(self.outcome, TokenSet):  # a good answer is kept, unless something newer came
+            assert world.row().token_version > version
         holder = world.notes.holder
         if holder is not None and holder.lease_id == attempt.lease_id:
             world.notes.holder = None

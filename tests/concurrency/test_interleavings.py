@@ -80,6 +80,7 @@ class Exploration:
     _here: int = 0
 
     def __post_init__(self) -> None:
+        self.world.begin()
         self._number(self.world.snapshot(), self.worlds)
 
     def beginning(self, roles: Roles, troubles: Troubles) -> State:
@@ -268,7 +269,10 @@ def test_states_that_are_merged_go_on_alike(everifin, roles, most_troubles):
         for troubles in _choices(roles):
             if sum(trouble.turn > 0 for trouble in troubles) > most_troubles:
                 continue
+            is_alike = roles[0] is roles[1] and troubles[0] == troubles[1]
             for trace, end in list(_traces(exploration, exploration.beginning(roles, troubles))):
+                if is_alike and trace.index(1) < trace.index(0):
+                    continue  # the mirror image of another
                 played = _played_straight(world, roles, troubles, trace)
                 assert played == exploration.worlds[end], f"After {trace} with {troubles}."
             exploration.leave()
