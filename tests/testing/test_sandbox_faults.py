@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from everifin_django.testing.adapter import mount
-from everifin_django.testing.sandbox import Fault, Sandbox
+from everifin_django.testing.sandbox import Fault, RecordedRefresh, Sandbox
 from everifin_django.testing.sandbox.faults import PLACES
 from tests.testing import Clock, Site
 
@@ -126,6 +126,27 @@ class TestLost:
             site.refresh(token)
         assert site.refresh(token).status_code == 400
         assert site.sandbox.double_spends == 1
+
+    def test_the_record_of_refreshes_tells_what_the_caller_never_heard(self, site):
+        records: list[RecordedRefresh] = []
+        site.sandbox.on_refresh = records.append
+        session = site.tokens()
+        token = session["refresh_token"]
+        site.sandbox.faults.add("token", lost="before", times=1)
+        lost = site.sandbox.faults.add("token", lost="after", times=1)
+        for failure in (requests.ConnectionError, requests.Timeout):
+            with pytest.raises(failure):
+                site.refresh(token)
+        site.refresh(token)
+        site.refresh("unheard of")
+        assert [(record.session, record.fault) for record in records] == [
+            (session["session_state"], lost),
+            (session["session_state"], None),
+            (None, None),
+        ]
+        assert [record.given is not None for record in records] == [True, False, False]
+        assert records[0].shown == records[1].shown != records[0].given
+        assert token not in str(records)
 
     def test_after_the_work_another_answer_can_be_shown(self, site):
         token = site.tokens()["refresh_token"]

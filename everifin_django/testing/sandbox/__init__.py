@@ -11,12 +11,13 @@ Made for development and tests; nothing in it is real. Needs the extra `everifin
 from everifin_django.testing.sandbox.app import Sandbox
 from everifin_django.testing.sandbox.faults import AnswerLost, Fault, Faults
 from everifin_django.testing.sandbox.signing import SigningKey
-from everifin_django.testing.sandbox.state import RecordedRequest, Rotation
+from everifin_django.testing.sandbox.state import RecordedRefresh, RecordedRequest, Rotation
 
 __all__ = [
     "AnswerLost",
     "Fault",
     "Faults",
+    "RecordedRefresh",
     "RecordedRequest",
     "Rotation",
     "Sandbox",

@@ -16,7 +16,8 @@ from oauthlib.oauth2.rfc6749.errors import FatalClientError, OAuth2Error
 from everifin_django.testing.sandbox import bank, idp
 from everifin_django.testing.sandbox.faults import PLACES, AnswerLost, Fault
 from everifin_django.testing.sandbox.pages import message
-from everifin_django.testing.sandbox.state import RecordedRequest, State
+from everifin_django.testing.sandbox.state import RecordedRefresh, RecordedRequest, State
+from everifin_django.testing.sandbox.store import digest
 from everifin_django.testing.sandbox.urls import resolve
 
 TIMEOUT = "everifin_sandbox.timeout_seconds"
@@ -84,9 +85,14 @@ class Sandbox(State):
         if arguments.pop("realm", self.realm) != self.realm:
             return JsonResponse({"error": "Realm does not exist"}, status=404)
         fault = self.faults.take(places)
-        if fault is None:
-            return view(self, request, **arguments)
-        return self._misbehave(fault, lambda: view(self, request, **arguments), timeout)
+
+        def work() -> HttpResponse:
+            response: HttpResponse = view(self, request, **arguments)
+            if self.on_refresh is not None and "token.refresh_token" in places:
+                self.on_refresh(_record_refresh(self, request, response, fault))
+            return response
+
+        return work() if fault is None else self._misbehave(fault, work, timeout)
 
     def _misbehave(
         self, fault: Fault, work: Callable[[], HttpResponse], timeout: float | None
@@ -124,6 +130,20 @@ def _record(request: HttpRequest) -> RecordedRequest:
         headers=request.headers,
         query=request.GET.dict(),
         form=request.POST.dict(),
+    )
+
+
+def _record_refresh(
+    state: State, request: HttpRequest, response: HttpResponse, fault: Fault | None
+) -> RecordedRefresh:
+    shown = request.POST.get("refresh_token", "")
+    given = json.loads(response.content).get("refresh_token")
+    known = state.store.refresh_token(shown)
+    return RecordedRefresh(
+        shown=digest(shown),
+        given=digest(given) if given else None,
+        session=known.session.id if known else None,
+        fault=fault,
     )
 
 

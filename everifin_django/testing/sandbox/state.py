@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, Literal
 
-from everifin_django.testing.sandbox.faults import Faults
+from everifin_django.testing.sandbox.faults import Fault, Faults
 from everifin_django.testing.sandbox.signing import Signer, SigningKey
 from everifin_django.testing.sandbox.store import Session, Store, User
 
@@ -42,6 +42,22 @@ class RecordedRequest:
     form: Mapping[str, str] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedRefresh:
+    """
+    A refresh token that was shown, and what came of it. Tokens are named by their SHA-256.
+
+    *given* is the token that follows it, None if it was refused (or none is rotated). *session* is
+    the one it belongs to, None if nobody knows the token. With *fault* the caller may have heard
+    something else, or nothing.
+    """
+
+    shown: str
+    given: str | None
+    session: str | None
+    fault: Fault | None
+
+
 class State:
     """
     Options, memory and switches of one pretend Everifin.
@@ -53,6 +69,8 @@ class State:
     published.
     *id_token_hook* is called with headers and claims of each ID token about to be signed, and
     returns what to sign instead, or the finished token as text.
+    *on_refresh* is called with each refresh token that was shown and reached the work: not where a
+    fault stood in its way.
     *clock_skew_seconds* is how far this Everifin's clock runs ahead of *clock*.
     """
 
@@ -91,6 +109,7 @@ class State:
         self.clock_skew_seconds: float = 0
         self.sleep: Callable[[float], object] = time.sleep
         self.id_token_hook: IDTokenHook | None = None
+        self.on_refresh: Callable[[RecordedRefresh], object] | None = None
         self.faults = Faults()
         self.calls: Counter[str] = Counter()
         self.last_request: dict[str, RecordedRequest] = {}

@@ -199,11 +199,11 @@ class Store:
 
     def add_code(self, code: str, session: str, details: Mapping[str, Any], until: float) -> None:
         statement = "INSERT INTO code (hash, session, details, expires_at) VALUES (?, ?, ?, ?)"
-        self._run(statement, _hash(code), session, json.dumps(details), until)
+        self._run(statement, digest(code), session, json.dumps(details), until)
 
     def code(self, code: str) -> Code | None:
         with self._transaction():
-            row = self._row("SELECT * FROM code WHERE hash = ?", _hash(code))
+            row = self._row("SELECT * FROM code WHERE hash = ?", digest(code))
             session = self.session(row["session"]) if row else None
         if session is None:
             return None
@@ -212,16 +212,16 @@ class Store:
     def spend_code(self, code: str) -> bool:
         """Mark the code as used; False if it already was."""
         statement = "UPDATE code SET is_spent = 1 WHERE hash = ? AND is_spent = 0"
-        return self._run(statement, _hash(code)) == 1
+        return self._run(statement, digest(code)) == 1
 
     def add_refresh_token(self, token: str, session: str, expires_at: float | None) -> None:
         statement = "INSERT INTO refresh_token (hash, session, expires_at) VALUES (?, ?, ?)"
-        self._run(statement, _hash(token), session, expires_at)
+        self._run(statement, digest(token), session, expires_at)
 
     def refresh_token(self, token: str) -> RefreshToken | None:
         # One transaction, so that token and session are seen at the same moment.
         with self._transaction():
-            row = self._row("SELECT * FROM refresh_token WHERE hash = ?", _hash(token))
+            row = self._row("SELECT * FROM refresh_token WHERE hash = ?", digest(token))
             session = self.session(row["session"]) if row else None
         if session is None:
             return None
@@ -230,7 +230,7 @@ class Store:
     def spend_refresh_token(self, token: str) -> bool:
         """Mark the token as spent; False if it already was. One statement: only one caller wins."""
         statement = "UPDATE refresh_token SET is_spent = 1 WHERE hash = ? AND is_spent = 0"
-        return self._run(statement, _hash(token)) == 1
+        return self._run(statement, digest(token)) == 1
 
     # The one connection
 
@@ -266,5 +266,6 @@ def _session(row: Mapping[str, Any]) -> Session:
     return Session(**{**row, **flags})
 
 
-def _hash(token: str) -> str:
+def digest(token: str) -> str:
+    """Return what the sandbox knows a token or code by: it tells two apart and opens nothing."""
     return hashlib.sha256(token.encode()).hexdigest()
