@@ -66,6 +66,7 @@ BACKOFF_SECONDS = (2, 60)
 TAKEOVER_PATIENCE_SECONDS = 1.5
 REPEAT_SECONDS = 1
 CLIENT_REFUSED_PAUSE_SECONDS = 5
+SENDING_SHARE = 0.5
 ANSWER_LOST = "answer_lost"
 LIMIT_LOCK_WAITS = {
     "sqlite": "PRAGMA busy_timeout = 2000",
@@ -186,7 +187,7 @@ def _try(reading: _Reading, deadline: float) -> BankToken | None:
             if pause_seconds := max(reading.pause_seconds, client_pause.seconds_left):
                 raise _unavailable(pause_seconds)
             attempt = Attempt(reading.row, deadline)
-            if attempt.claim():
+            if attempt.has_time and attempt.claim():
                 return attempt.run()
     except UnavailableError:
         if not reading.is_usable:
@@ -219,9 +220,13 @@ def _refreshed_outside_transaction(user: Any, rejected_version: int | None) -> B
 
 def _refreshed_over_own_connection(user: Any, rejected_version: int | None) -> BankToken | None:
     """None if the open transaction holds a lock that the refresh needs."""
+    vendor = connections[_alias()].vendor
     try:
         with connections[_alias()].cursor() as cursor:
-            cursor.execute(LIMIT_LOCK_WAITS[connections[_alias()].vendor])
+            cursor.execute(LIMIT_LOCK_WAITS[vendor])
+        if vendor == "sqlite" and _read(user, rejected_version).is_leased:
+            # Whoever refreshes it waits for the open transaction, to store.
+            return None
         return _refreshed(user, rejected_version)
     except OperationalError:
         return None
@@ -390,9 +395,8 @@ class Attempt:
             time.sleep(POLL_SECONDS[1])
         else:
             return row
-        # Spent by whoever held the lease before, by an earlier try, or by this one's first request.
-        was_spent = took_over or self.row.last_error == ANSWER_LOST or self.is_answer_lost
-        reason = ANSWER_LOST if was_spent and code == "invalid_grant" else ENDING_ERRORS[code]
+        was_spent = self._may_be_spent and code == "invalid_grant"
+        reason = ANSWER_LOST if was_spent else ENDING_ERRORS[code]
         gave_up = (
             self._same_version()
             .filter(status=BankToken.Status.ACTIVE)
@@ -416,7 +420,8 @@ class Attempt:
         seconds = min(max(seconds, asked_for or 0), longest)
         self._same_version().filter(lease_id=self.lease_id).update(
             failures=self.row.failures + 1,
-            last_error=_reason(error),
+            # A lost answer is remembered through failures of another kind: it explains the end.
+            last_error=ANSWER_LOST if self._may_be_spent else _reason(error),
             **_FREE | {"retry_after": in_database_seconds(seconds)},
         )
         if _is_about_client(error):
@@ -429,6 +434,20 @@ class Attempt:
             _reason(error),
         )
         return seconds
+
+    @property
+    def _may_be_spent(self) -> bool:
+        """By whoever held the lease before, by an earlier try, or by this one's first request."""
+        took_over = self.row.lease_id is not None
+        return took_over or self.row.last_error == ANSWER_LOST or self.is_answer_lost
+
+    @property
+    def has_time(self) -> bool:
+        """
+        Is enough of the deadline left to send anything? Who has waited long leaves it to the next
+        one: a request that is cut off has spent the token for nothing.
+        """
+        return self._seconds_left() >= conf.deadline_seconds * SENDING_SHARE
 
     def _seconds_left(self) -> float:
         return max(0.1, self.deadline - time.monotonic())

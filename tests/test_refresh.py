@@ -18,7 +18,7 @@ from django.db import OperationalError, connection, connections, transaction
 from django.utils import timezone
 
 from everifin_django import refresh, tokens
-from everifin_django.conf import DEFAULT_KEY_PROVIDER
+from everifin_django.conf import DEFAULT_KEY_PROVIDER, conf
 from everifin_django.exceptions import (
     ConsentExpiredError,
     KeysUnavailableError,
@@ -224,6 +224,34 @@ class TestFaultTable:
         everifin.faults.add("token.refresh_token", latency_seconds=5)
         self._assert_temporary(overdue, "answer_lost")
         assert everifin.calls["token.refresh_token"] == 1
+
+    def test_f7_a_lost_answer_is_remembered_through_later_failures(self, overdue, everifin):
+        everifin.faults.add("token.refresh_token", lost="after", times=1)
+        everifin.faults.add("token.refresh_token", status=503, times=1)
+        self._assert_ends_as_answer_lost(overdue)
+
+    def test_f6_a_crash_is_remembered_through_later_failures(self, overdue, everifin, monkeypatch):
+        monkeypatch.setattr(refresh, "TAKEOVER_PATIENCE_SECONDS", 0)
+        crashed = _attempt(overdue)
+        crashed.claim()
+        crashed.send()
+        _let_lease_run_out(overdue)
+        everifin.faults.add("token.refresh_token", status=503, times=1)
+        self._assert_ends_as_answer_lost(overdue)
+
+    def _assert_ends_as_answer_lost(self, overdue):
+        with pytest.raises(UnavailableError):
+            current(overdue.user)
+        BankToken.objects.update(retry_after=None)
+        with pytest.raises(ConsentExpiredError) as caught:
+            current(overdue.user)
+        assert caught.value.reason == "answer_lost"
+
+    def test_f7_who_has_waited_long_sends_nothing_that_would_be_cut_off(self, overdue, everifin):
+        reading = refresh._read(overdue.user, None)
+        nearly_over = time.monotonic() + conf.deadline_seconds * 0.4
+        assert refresh._try(reading, nearly_over) is None
+        assert everifin.calls["token.refresh_token"] == 0
 
     def test_f8_nothing_was_sent(self, overdue, monkeypatch, settings):
         settings.EVERIFIN_IDP_URL = "http://127.0.0.1:9"  # where nobody listens
@@ -688,6 +716,17 @@ class TestTransactions:
             current(user)
         assert everifin.calls["token.refresh_token"] == 0
         assert current(user).token_version == 2
+
+    @pytest.mark.skipif("connection.vendor != 'sqlite'", reason="SQLite has room for one writer")
+    def test_f4_a_transaction_that_has_locked_sqlite_holds_no_other_refresh_up(
+        self, overdue, everifin, settings, begin_as
+    ):
+        begin_as("IMMEDIATE")
+        settings.EVERIFIN_DEADLINE_SECONDS = 0.5
+        assert _attempt(overdue).claim()
+        user = overdue.user
+        with transaction.atomic(), pytest.raises(RefreshInTransactionError):
+            current(user)
 
     @pytest.mark.skipif("connection.vendor == 'sqlite'", reason="SQLite has room for one writer")
     def test_f4_a_row_the_transaction_has_locked_costs_no_token(self, overdue, everifin, settings):
