@@ -38,6 +38,8 @@ PROCESSES = 4
 THREADS = 8
 START_SECONDS = 60
 CALM_SECONDS = 60
+SETTLE_SECONDS = 7
+"""Until the latest answer is out and no token is used any more that is from before the calm."""
 STOP_SECONDS = 30
 POLL_SECONDS = 0.1
 KILL_EVERY_SECONDS = (8, 15)
@@ -106,6 +108,7 @@ class Crew:
     steps: list[str] = field(default_factory=list)
     alive: dict[subprocess.Popen[bytes], str] = field(default_factory=dict)
     started: int = 0
+    is_calm: bool = False
 
     def fill(self) -> None:
         """Replace the dead. Errors: AssertionError for one that ended otherwise than by SIGKILL."""
@@ -130,11 +133,10 @@ class Crew:
             self.draw.choice(ready).kill()
 
     def say_calm(self) -> None:
+        """Let nobody end itself from now on, also not those that are still to come."""
+        self.is_calm = True
         for worker in self.alive:
-            assert worker.stdin is not None
-            with suppress(BrokenPipeError):  # it has just ended itself
-                worker.stdin.write(b"calm\n")
-                worker.stdin.flush()
+            tell_calm(worker)
 
     def dismiss(self) -> None:
         """Let all come home. Errors: AssertionError for those that do not; they are ended."""
@@ -159,7 +161,17 @@ class Crew:
         step = self.steps.pop(0)
         after_seconds = self.draw.uniform(*LIFE_SECONDS)
         self.started += 1
-        self.alive[self.start(self.started, step, after_seconds)] = step
+        worker = self.start(self.started, step, after_seconds)
+        self.alive[worker] = step
+        if self.is_calm:
+            tell_calm(worker)
+
+
+def tell_calm(worker: subprocess.Popen[bytes]) -> None:
+    assert worker.stdin is not None
+    with suppress(BrokenPipeError):  # it has just ended itself
+        worker.stdin.write(b"calm\n")
+        worker.stdin.flush()
 
 
 def hang_up(worker: subprocess.Popen[bytes]) -> None:
@@ -195,10 +207,11 @@ class Torture:
             self._rage(seconds)
             self.weather.is_calm = True
             self.crew.say_calm()
-            self.crew.fill()
-            self.crew.say_calm()
             calm_at = time.monotonic()
-            self._wait(CALM_SECONDS, lambda: self._all_served_since(calm_at), "to serve all again")
+            settled_at = calm_at + SETTLE_SECONDS
+            self._wait(
+                CALM_SECONDS, lambda: self._all_served_since(settled_at), "to serve all again"
+            )
             self.books.counts["calm"]["tenths of a second until all were served"] = int(
                 (time.monotonic() - calm_at) * 10
             )
