@@ -9,8 +9,8 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext
 
 from everifin_django.models import BankToken, PendingRevocation
 
@@ -65,7 +65,7 @@ class BankTokenAdmin(ReadOnlyAdmin):
         ended = []
         for connection in queryset.select_related("user"):
             ended.append(tokens.forget(connection.user, "admin"))
-            self.log_change(request, connection, "Disconnected.")
+            self.log_change(request, connection, gettext("Disconnected."))
         waiting = ended.count(False)
         self.message_user(
             request,

@@ -14,6 +14,7 @@ from django.db import models
 from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from everifin_django.crypto import Key, Place, Purpose, open_sealed, seal
 from everifin_django.secret import Secret
@@ -69,18 +70,21 @@ class BankToken(models.Model):
     """
 
     class Status(models.TextChoices):
-        ACTIVE = "active", _("active")
-        NEEDS_RECONNECT = "needs_reconnect", _("needs reconnect")
-        DISCONNECTED = "disconnected", _("disconnected")
+        ACTIVE = "active", pgettext_lazy("connection", "active")
+        NEEDS_RECONNECT = "needs_reconnect", pgettext_lazy("connection", "needs reconnect")
+        DISCONNECTED = "disconnected", pgettext_lazy("connection", "disconnected")
 
     class Health(models.TextChoices):
         """What a person wants to know about a connection."""
 
-        ACTIVE = "active", _("connected")
-        EXPIRING = "expiring", _("connected, to be renewed soon")
-        DEGRADED = "degraded", _("connected, but Everifin does not answer at the moment")
-        NEEDS_RECONNECT = "needs_reconnect", _("to be connected again")
-        DISCONNECTED = "disconnected", _("not connected")
+        ACTIVE = "active", pgettext_lazy("connection", "connected")
+        EXPIRING = "expiring", pgettext_lazy("connection", "connected, to be renewed soon")
+        DEGRADED = (
+            "degraded",
+            pgettext_lazy("connection", "connected, but Everifin does not answer at the moment"),
+        )
+        NEEDS_RECONNECT = "needs_reconnect", pgettext_lazy("connection", "to be connected again")
+        DISCONNECTED = "disconnected", pgettext_lazy("connection", "not connected")
 
     EXPIRING_WITHIN: ClassVar = timedelta(days=1)
 
@@ -249,6 +253,10 @@ class SpentState(models.Model):
     digest = models.CharField(max_length=64, primary_key=True)
     spent_at = models.DateTimeField(auto_now_add=True, db_index=True)
 
+    class Meta:
+        verbose_name = _("spent login state")
+        verbose_name_plural = _("spent login states")
+
     def __str__(self) -> str:
         return str(self.spent_at)
 
@@ -264,6 +272,10 @@ class LoginSession(models.Model):
     session_key = models.CharField(max_length=128, primary_key=True)
     idp_session = models.CharField(max_length=255, blank=True, db_index=True)
     identity_digest = models.CharField(max_length=64, db_index=True)
+
+    class Meta:
+        verbose_name = _("session begun with Everifin")
+        verbose_name_plural = _("sessions begun with Everifin")
 
     def __str__(self) -> str:
         return self.idp_session

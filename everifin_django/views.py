@@ -23,6 +23,7 @@ from django.urls import get_script_prefix, reverse
 from django.utils.decorators import method_decorator
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
@@ -379,5 +380,5 @@ def _next_step(request: HttpRequest, notice: str) -> Step | None:
     if notice == notices.TAKEN:
         return None
     if notice == notices.NO_USER:
-        return Step(_("Log in"), resolve_url(settings.LOGIN_URL))
+        return Step(pgettext("button", "Log in"), resolve_url(settings.LOGIN_URL))
     return start_again(request)

@@ -49,7 +49,7 @@ def test_a_button_for_something_else_is_a_mistake_in_the_template():
 def test_words_are_looked_up_when_they_are_shown(monkeypatch, client):
     """Lazily, in the language of the visitor and not of the process that started."""
     monkeypatch.setattr("django.utils.translation._trans.gettext", str.upper)
-    assert "LOG OUT" in client.get("/buttons/").content.decode()
+    assert "DISCONNECT EVERIFIN" in client.get("/buttons/").content.decode()
     assert "<h1>LOG IN WITH EVERIFIN</h1>" in client.get("/everifin/login/").content.decode()
     page = client.get("/everifin/callback/").content.decode()
     assert "<h1>THIS LINK CANNOT BE USED</h1>" in page

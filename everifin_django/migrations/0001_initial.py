@@ -22,6 +22,10 @@ class Migration(migrations.Migration):
                 ('idp_session', models.CharField(blank=True, db_index=True, max_length=255)),
                 ('identity_digest', models.CharField(db_index=True, max_length=64)),
             ],
+            options={
+                'verbose_name': 'session begun with Everifin',
+                'verbose_name_plural': 'sessions begun with Everifin',
+            },
         ),
         migrations.CreateModel(
             name='PendingRevocation',
@@ -48,6 +52,10 @@ class Migration(migrations.Migration):
                 ('digest', models.CharField(max_length=64, primary_key=True, serialize=False)),
                 ('spent_at', models.DateTimeField(auto_now_add=True, db_index=True)),
             ],
+            options={
+                'verbose_name': 'spent login state',
+                'verbose_name_plural': 'spent login states',
+            },
         ),
         migrations.CreateModel(
             name='BankToken',

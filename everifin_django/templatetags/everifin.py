@@ -9,6 +9,7 @@ from typing import Any
 from django import template
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from everifin_django.models import BankToken
 
@@ -17,7 +18,7 @@ register = template.Library()
 LABELS = {
     "login": _("Log in with Everifin"),
     "connect": _("Connect Everifin"),
-    "logout": _("Log out"),
+    "logout": pgettext_lazy("button", "Log out"),
     "disconnect": _("Disconnect Everifin"),
 }
 
