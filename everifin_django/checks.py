@@ -215,6 +215,7 @@ def check_values(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         "EVERIFIN_REALM",
         "EVERIFIN_SCOPES",
         "EVERIFIN_USE_PKCE",
+        "EVERIFIN_REQUIRE_ISS",
         "EVERIFIN_CREATE_USERS",
         "EVERIFIN_REFRESH_EVERY_VIEW",
         "EVERIFIN_LEGACY_LOGOUT",

@@ -167,6 +167,11 @@ class Conf:
         return self._flag("EVERIFIN_USE_PKCE", default=True)
 
     @property
+    def require_iss(self) -> bool:
+        """Is an answer of the identity provider without ``iss`` refused? Source: RFC 9207, 2.4."""
+        return self._flag("EVERIFIN_REQUIRE_ISS", default=False)
+
+    @property
     def client_auth(self) -> str:
         """
         How the client shows its secret to the token endpoint: "body", as Everifin documents, or

@@ -177,6 +177,8 @@ class CallbackView(OIDCAuthenticationCallbackView):
 
     def _take_back(self, request: HttpRequest, parameters: dict[str, Secret]) -> HttpResponse:
         flow = flows.finish(request, parameters["state"])
+        if "iss" not in parameters and conf.require_iss:
+            raise LoginError("issuer_missing")
         if parameters.get("iss", Secret(conf.issuer)) != Secret(conf.issuer):
             raise LoginError("issuer_foreign")
         if "error" in parameters:

@@ -98,6 +98,7 @@ WRONG = [
     ("E018", {"EVERIFIN_REALM": "a/b"}),
     ("E018", {"EVERIFIN_SCOPES": ["openid", "ais"]}),
     ("E018", {"EVERIFIN_USE_PKCE": "True"}),
+    ("E018", {"EVERIFIN_REQUIRE_ISS": "True"}),
     ("E018", {"EVERIFIN_CREATE_USERS": "False"}),
     ("E018", {"EVERIFIN_REFRESH_EVERY_VIEW": 1}),
     ("E018", {"EVERIFIN_CA_BUNDLE": "/nowhere/ca.pem"}),

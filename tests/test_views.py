@@ -273,6 +273,13 @@ class TestForgedAnswer:
     def test_a_changed_answer(self, browser, to_everifin, part, instead):
         self.assert_is_refused(browser.get(re.sub(part, instead, to_everifin(browser))))
 
+    def test_an_answer_without_iss_where_the_site_requires_it(
+        self, browser, to_everifin, settings, caplog
+    ):
+        settings.EVERIFIN_REQUIRE_ISS = True
+        self.assert_is_refused(browser.get(re.sub("&iss=[^&]+", "", to_everifin(browser))))
+        assert "issuer_missing" in caplog.text
+
     def test_an_answer_to_another_session(self, browser, to_everifin, django_user_model):
         attacker = Client()
         attacker.force_login(django_user_model.objects.create_user("mallory"))
