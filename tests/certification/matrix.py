@@ -1,0 +1,165 @@
+"""Plays the cases, counts what was observed, and writes it down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from django.test import override_settings
+
+from everifin_django.conf import conf
+from everifin_django.identity import forget_signing_keys
+from everifin_django.refresh import client_pause
+from everifin_django.testing.adapter import mount
+from tests.certification.cases import DOES_NOT_APPLY, Case
+from tests.certification.parties import NO_SUCH_FEATURE, OURS, PARTIES, PLAIN, Party, Visit
+from tests.certification.plans import CASES, PLANS
+from tests.certification.provider import Provider
+
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "certification.md"
+CALLBACKS = ("http://testserver/everifin/callback/", "http://testserver/oidc/callback/")
+
+Row = Mapping[str, str]
+"""What was observed in one case, by the party's name."""
+
+INTRODUCTION = """\
+# The OpenID certification tests
+
+The OpenID Foundation certifies relying parties by its conformance suite: in each test a provider
+does one thing, right or wrong, and a relying party has to take it as it should. The tables below
+are those tests, under the suite's names, played against the pretend Everifin of this package. They
+mirror the suite; they are not the suite, and no certificate.
+
+`python -m tests.certification` plays them, by the same code for `everifin-django` and, for
+comparison, for mozilla-django-oidc {version}, and writes this page. Every login begins at the
+party's own door, goes to the provider, and comes back to the party's own callback.
+mozilla-django-oidc has its defaults, the addresses of the provider, and
+`OIDC_RP_SIGN_ALGO = 'RS256'` with `OIDC_OP_JWKS_ENDPOINT`. A setting that one test needs is in the
+notes below its table. The test suite plays all this too. It fails where `everifin-django` does not
+do what is right, what is named first if there is a choice, and where this page is out of date. The
+comparison decides nothing.
+
+- *logged in*: as the user whom the ID token names; *as another*: as somebody else.
+- *refused*: nobody is logged in, by an error page (4xx) or a redirect.
+- *error 500*: nobody is logged in, because the site failed. The suite looks on from the provider's
+  side and could not tell this from a refusal, so the sums name these apart.
+- *stopped*: the refreshed tokens are not used.
+- **Bold** is what is wrong.
+
+Two things to know on the way to a certificate: the suite ends most tests when UserInfo is asked,
+and `everifin-django` does not ask it about who has an ID token. And FAPI 2.0 demands more than the
+tests named here, such as pushed authorization requests and sender-constrained tokens.
+"""
+
+
+class Sums(NamedTuple):
+    """Over all cases: *crashed* are those of the wrong ones that ended in a server error."""
+
+    cases: int
+    right: int
+    wrong: int
+    crashed: int
+    without_feature: int
+    not_applicable: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cases} cases: {self.right} right, {self.wrong} wrong "
+            f"(of these {self.crashed} by a server error), "
+            f"{self.without_feature} without the feature, {self.not_applicable} not applicable"
+        )
+
+
+def observe(case: Case, party: Party) -> str:
+    """Play *case* with *party*, at a provider of its own, and return what was observed."""
+    provider = Provider(
+        idp_url=conf.idp_url,
+        api_url=conf.api_url,
+        realm=conf.realm,
+        client_id=conf.client_id,
+        client_secret=conf.client_secret,
+        redirect_uris=CALLBACKS,
+    )
+    settings = {**party.settings(provider), **case.settings.get(party.name, {})}
+    forget_signing_keys()
+    client_pause.end()
+    with override_settings(ROOT_URLCONF="tests.certification.urls", **settings), mount(provider):
+        case.switch(provider)
+        visit = Visit(party, provider)
+        outcome = case.play(visit)
+        complaint = case.complaint(visit) if outcome in case.right else ""
+    forget_signing_keys()
+    return f"{outcome}, {complaint}" if complaint else outcome
+
+
+def run(parties: Sequence[Party] = PARTIES) -> list[Row]:
+    """Play every case with each of *parties*."""
+    return [{party.name: observe(case, party) for party in parties} for case in CASES]
+
+
+def is_wrong(case: Case, observed: str) -> bool:
+    return observed not in (*case.right, NO_SUCH_FEATURE)
+
+
+def sums(rows: Sequence[Row], party: Party) -> Sums:
+    observed = [(case, row[party.name]) for case, row in zip(CASES, rows, strict=True)]
+    wrong = [outcome for case, outcome in observed if is_wrong(case, outcome)]
+    without_feature = sum(outcome == NO_SUCH_FEATURE for _, outcome in observed)
+    not_applicable = sum(outcome == DOES_NOT_APPLY for _, outcome in observed)
+    return Sums(
+        cases=len(observed),
+        right=len(observed) - len(wrong) - without_feature - not_applicable,
+        wrong=len(wrong),
+        crashed=sum(outcome.startswith("error") for outcome in wrong),
+        without_feature=without_feature,
+        not_applicable=not_applicable,
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return what was observed as text for a terminal, wrong answers marked, the sums below."""
+    lines = [("case", "right", *(party.name for party in PARTIES))]
+    for case, row in zip(CASES, rows, strict=True):
+        outcomes = [row[party.name] for party in PARTIES]
+        marked = [f"{one} (WRONG)" if is_wrong(case, one) else one for one in outcomes]
+        lines.append((case.name, " or ".join(case.right), *marked))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    totals = [f"{party.name}: {sums(rows, party)}" for party in PARTIES]
+    return "\n".join([*text, "", *totals, ""])
+
+
+def document(rows: Sequence[Row]) -> str:
+    """Return what was observed as docs/certification.md."""
+    observed = {case.name: row for case, row in zip(CASES, rows, strict=True)}
+    parts = [INTRODUCTION.format(version=version(PLAIN.name))]
+    for title, cases in PLANS.items():
+        header = f"| test | the provider | right | {OURS.name} | {PLAIN.name} |"
+        lines = [f"## {title}", "", header, "|---|---|---|---|---|"]
+        lines += [_line(case, observed[case.name]) for case in cases]
+        parts.append("\n".join([*lines, *_notes(cases), ""]))
+    totals = [f"- `{party.name}`: {sums(rows, party)}" for party in PARTIES]
+    return "\n".join([*parts, "## Sums", "", *totals, ""])
+
+
+def _line(case: Case, row: Row) -> str:
+    outcomes = [row[party.name] for party in PARTIES]
+    marked = [f"**{one}**" if is_wrong(case, one) else one for one in outcomes]
+    cells = [f"`{case.name}`", case.provider_does, " or ".join(case.right), *marked]
+    return f"| {' | '.join(cells)} |"
+
+
+def _notes(cases: tuple[Case, ...]) -> list[str]:
+    notes = [f"- `{case.name}`: {note}" for case in cases if (note := _note(case))]
+    return ["", *notes] if notes else []
+
+
+def _note(case: Case) -> str:
+    texts = [
+        f"`{party}` with `{name} = {value!r}`."
+        for party, settings in case.settings.items()
+        for name, value in settings.items()
+    ]
+    return " ".join([*texts, case.remark]).strip()

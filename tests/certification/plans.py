@@ -1,0 +1,16 @@
+"""All cases, by the profile of the conformance suite they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.certification.cases import BASIC, CONFIG, CORE, FAPI_2, REFRESH, Case
+
+PLANS: Mapping[str, tuple[Case, ...]] = {
+    "Basic RP": BASIC,
+    "More of OpenID Connect Core": CORE,
+    "Config RP": CONFIG,
+    "Refresh token": REFRESH,
+    "FAPI 2.0 security profile, client": FAPI_2,
+}
+CASES = tuple(case for cases in PLANS.values() for case in cases)

@@ -1,0 +1,7 @@
+"""The site under test, with mozilla-django-oidc's own doors beside ours."""
+
+from django.urls import include, path
+
+from tests.urls import urlpatterns as site
+
+urlpatterns = [*site, path("oidc/", include("mozilla_django_oidc.urls"))]
