@@ -16,10 +16,14 @@ from everifin_django.testing.adapter import mount
 from tests.certification.cases import DOES_NOT_APPLY, Case
 from tests.certification.parties import NO_SUCH_FEATURE, OURS, PARTIES, PLAIN, Party, Visit
 from tests.certification.plans import CASES, PLANS
-from tests.certification.provider import Provider
+from tests.certification.provider import AFTER_LOGOUT, Provider
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "certification.md"
-CALLBACKS = ("http://testserver/everifin/callback/", "http://testserver/oidc/callback/")
+REDIRECT_URIS = (
+    "http://testserver/everifin/callback/",
+    "http://testserver/oidc/callback/",
+    AFTER_LOGOUT,
+)
 
 Row = Mapping[str, str]
 """What was observed in one case, by the party's name."""
@@ -42,7 +46,9 @@ do what is right, what is named first if there is a choice, and where this page 
 comparison decides nothing.
 
 - *logged in*: as the user whom the ID token names; *as another*: as somebody else.
-- *refused*: nobody is logged in, by an error page (4xx) or a redirect.
+- *refused*: nobody is logged in, by an error page (4xx) or a redirect; at a back-channel logout,
+  that it is answered with 400 and the visitor stays logged in.
+- *logged out*: here, and for an RP-initiated logout at the provider too.
 - *error 500*: nobody is logged in, because the site failed. The suite looks on from the provider's
   side and could not tell this from a refusal, so the sums name these apart.
 - *stopped*: the refreshed tokens are not used.
@@ -80,7 +86,7 @@ def observe(case: Case, party: Party) -> str:
         realm=conf.realm,
         client_id=conf.client_id,
         client_secret=conf.client_secret,
-        redirect_uris=CALLBACKS,
+        redirect_uris=REDIRECT_URIS,
     )
     settings = {**party.settings(provider), **case.settings.get(party.name, {})}
     forget_signing_keys()

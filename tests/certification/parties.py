@@ -47,6 +47,12 @@ class Party(Protocol):
     def refresh(self, visit: Visit) -> str:
         """Let the logged-in visitor's tokens run out, use them, and return what was observed."""
 
+    def log_out(self, browser: Client) -> str:
+        """Log out, and return the address the visitor is sent to."""
+
+    def backchannel_logout(self) -> str | None:
+        """Return where the provider can say that a session ended, None if nowhere."""
+
 
 class Visit:
     """
@@ -60,6 +66,10 @@ class Visit:
         self.subject = provider.add_user(self.username)
         self.browser = Client(raise_request_exception=False)
         self.asked_for: Mapping[str, list[str]] = {}
+
+    @property
+    def is_logged_in(self) -> bool:
+        return "_auth_user_id" in self.browser.session
 
     def log_in(self) -> str:
         """Go to the provider and come back; return what a bystander sees of it."""
@@ -104,6 +114,12 @@ class Ours:
             return NOT_REFRESHED
         return REFRESHED if visit.provider.calls["api"] else STOPPED
 
+    def log_out(self, browser: Client) -> str:
+        return str(browser.post(reverse("everifin_django:logout"))["Location"])
+
+    def backchannel_logout(self) -> str | None:
+        return reverse("everifin_django:backchannel_logout")
+
 
 class Plain:
     name = "mozilla-django-oidc"
@@ -113,6 +129,8 @@ class Plain:
         return {
             "AUTHENTICATION_BACKENDS": ["mozilla_django_oidc.auth.OIDCAuthenticationBackend"],
             "MIDDLEWARE": [name for name in settings.MIDDLEWARE if "everifin" not in name],
+            # Its installation guide asks for this one; with Django's None its logout fails.
+            "LOGOUT_REDIRECT_URL": "/",
             "OIDC_RP_CLIENT_ID": provider.client_id,
             "OIDC_RP_CLIENT_SECRET": provider.client_secret,
             "OIDC_RP_SIGN_ALGO": "RS256",
@@ -130,6 +148,12 @@ class Plain:
 
     def refresh(self, visit: Visit) -> str:
         return NO_SUCH_FEATURE
+
+    def log_out(self, browser: Client) -> str:
+        return str(browser.post(reverse("oidc_logout"))["Location"])
+
+    def backchannel_logout(self) -> str | None:
+        return None
 
 
 OURS, PLAIN = Ours(), Plain()

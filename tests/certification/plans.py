@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tests.certification.cases import BASIC, CONFIG, CORE, FAPI_2, REFRESH, Case
+from tests.certification.logout import BACK_CHANNEL, RP_INITIATED
 
 PLANS: Mapping[str, tuple[Case, ...]] = {
     "Basic RP": BASIC,
     "More of OpenID Connect Core": CORE,
     "Config RP": CONFIG,
     "Refresh token": REFRESH,
+    "RP-initiated logout": RP_INITIATED,
+    "Back-channel logout": BACK_CHANNEL,
     "FAPI 2.0 security profile, client": FAPI_2,
 }
 CASES = tuple(case for cases in PLANS.values() for case in cases)

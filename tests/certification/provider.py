@@ -16,6 +16,9 @@ from jwt.api_jws import PyJWS
 
 from everifin_django.testing.sandbox import Sandbox, idp
 
+AFTER_LOGOUT = "https://testserver/plain/"
+"""Where the provider sends a visitor back to after a logout there."""
+
 Change = Callable[[dict[str, Any]], object]
 
 
