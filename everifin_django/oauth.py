@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -119,7 +120,13 @@ def logout_page(id_token: Secret | None) -> str:
     if conf.legacy_logout:
         query = {"redirect_uri": back}
     else:
-        query = {"client_id": conf.client_id, "post_logout_redirect_uri": back}
+        # The state says nothing to us: nothing hangs on the return. Some servers want one.
+        state = secrets.token_urlsafe(32)
+        query = {
+            "client_id": conf.client_id,
+            "post_logout_redirect_uri": back,
+            "state": state,
+        }
         if id_token is not None:
             query["id_token_hint"] = id_token.reveal()
     return f"{conf.endpoint('logout')}?{urlencode(query)}"

@@ -879,15 +879,20 @@ class TestLogoutAtEverifin:
         id_token = _id_token(BankToken.objects.get())
         page = client.post(LOGOUT)["Location"]
         assert page.startswith(f"{everifin.issuer}/protocol/openid-connect/logout?")
-        assert query(page) == {
+        assert len(query(page).pop("state")) >= 43
+        assert query(page) | {"state": ""} == {
             "client_id": everifin.client_id,
             "post_logout_redirect_uri": back,
             "id_token_hint": id_token,
+            "state": "",
         }
         assert user_of(client) is None
         assert BankToken.objects.get().status == "disconnected"
         answer = requests.get(page, allow_redirects=False, timeout=5)
-        assert (answer.status_code, answer.headers["Location"]) == (302, back)
+        assert (answer.status_code, answer.headers["Location"]) == (
+            302,
+            f"{back}?state={query(page)['state']}",
+        )
 
     def test_a_refresh_without_an_id_token_keeps_the_one_there_is(
         self, everifin, everifin_connect, client
