@@ -9,6 +9,7 @@ its own, as under a real server. One of those is in tests/concurrency/test_uvico
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -264,6 +265,7 @@ class TestLeaving:
         asyncio.run(cancel())
         assert asyncio.run(ask(path)) == 200
         assert_kept(everifin, overdue.user)
+        gc.collect()  # the connection goes here, and not in the middle of another test
 
     @pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
     def test_f25_a_caller_who_runs_out_of_patience_in_the_middle_of_a_refresh(
