@@ -116,11 +116,12 @@ def reread_session(request: HttpRequest) -> None:
     """
     Take the session up as it is now: while Everifin was asked, another tab may have changed it.
 
-    Errors: LoginError if somebody logged in or out meanwhile.
+    One query more for a user. Errors: LoginError if somebody logged in or out meanwhile, or the
+    user was deactivated.
     """
     user_pk = request.session.get(auth.SESSION_KEY)
     request.session = type(request.session)(request.session.session_key)
-    if request.session.get(auth.SESSION_KEY) != user_pk:
+    if request.session.get(auth.SESSION_KEY) != user_pk or not _is_still_here(request.user):
         raise LoginError("user_changed")
 
 
@@ -164,6 +165,14 @@ def safe_next(request: HttpRequest, url: Any) -> str:
 
 def next_or_default(request: HttpRequest, url: Any) -> str:
     return safe_next(request, url) or resolve_url(settings.LOGIN_REDIRECT_URL)
+
+
+def _is_still_here(user: Any) -> bool:
+    """Is the user active by now? A visitor is nobody, which does not change."""
+    if not user.is_authenticated:
+        return True
+    now: Any = auth.get_user_model()._base_manager.filter(pk=user.pk).first()
+    return now is not None and bool(now.is_active)
 
 
 def _take_out(request: HttpRequest, state: Secret) -> Flow:
