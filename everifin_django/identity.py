@@ -297,7 +297,8 @@ class SigningKeys:
     def _fetch(self) -> None:
         keys = _published_keys(self._uri)
         now = monotonic()
-        if self._keys:
+        # The very first keys start no pause: a key that is newer than they are is found at once.
+        if self._keys or not keys:
             self._next_search_at = now + KEYS_COOLDOWN_SECONDS
         # An outage at Everifin is no reason to refuse a good token: the last good keys serve on.
         self._stale_at = now + (KEYS_LIFESPAN_SECONDS if keys else KEYS_COOLDOWN_SECONDS)

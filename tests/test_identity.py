@@ -647,14 +647,16 @@ class TestCache:
         assert everifin.calls["certs"] == 3
 
     @pytest.mark.parametrize("fault", [{"status": 503}, {"body": "{}"}, {"lost": "before"}])
-    def test_without_any_key_the_login_waits(self, everifin, token, fault):
+    def test_without_any_key_the_login_waits(self, everifin, token, clock, fault):
         everifin.faults.add("certs", **fault)
         text = token()
         for _ in range(2):
             with pytest.raises(UnavailableError, match="signing keys") as caught:
                 verify(text)
             assert text not in report(caught.value)
+        assert everifin.calls["certs"] == 1
         everifin.faults.clear()
+        clock[0] += 10
         assert verify(text)
 
     def test_keys_are_of_one_address(self, everifin, token, settings):
