@@ -259,6 +259,14 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
                 id="everifin_django.W002",
             )
         )
+    if not _complaint("EVERIFIN_USE_PKCE") and not conf.use_pkce:
+        messages.append(
+            checks.Warning(
+                "EVERIFIN_USE_PKCE is False: a login code that is stolen could be used by others.",
+                hint="Set it to True, and ask Everifin to demand PKCE of your site.",
+                id="everifin_django.W005",
+            )
+        )
     if not settings.SESSION_COOKIE_SECURE:
         messages.append(
             checks.Warning(

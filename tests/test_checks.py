@@ -168,6 +168,7 @@ def test_the_sandbox_is_welcome_until_deployment(name):
         ("W002", {"EVERIFIN_REDIRECT_URI": None}),
         ("W002", {"EVERIFIN_REDIRECT_URI": ""}),
         ("W003", {"SESSION_COOKIE_SECURE": False}),
+        ("W005", {"EVERIFIN_USE_PKCE": False}),
     ],
 )
 def test_a_deployment_is_warned(check_id, overrides):
