@@ -1,5 +1,5 @@
 """
-mozilla-django-oidc's backend made stricter: tokens verified in full, users found by issuer and
+mozilla-django-oidc's login made stricter: tokens verified in full, users found by issuer and
 subject, grants kept.
 
 A site that wants to shape users subclasses ``EverifinBackend`` and names its class in
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
 from django.core.exceptions import ImproperlyConfigured, SuspiciousOperation
 from django.db import transaction
@@ -38,13 +39,7 @@ logger = logging.getLogger(__name__)
 
 OIDC_ANSWERS: Mapping[str, Callable[[], Any]] = {
     "OIDC_OP_AUTHORIZATION_ENDPOINT": lambda: conf.endpoint("auth"),
-    "OIDC_OP_TOKEN_ENDPOINT": lambda: conf.endpoint("token"),
-    "OIDC_OP_USER_ENDPOINT": lambda: conf.endpoint("userinfo"),
-    "OIDC_OP_JWKS_ENDPOINT": lambda: conf.endpoint("certs"),
     "OIDC_RP_CLIENT_ID": lambda: conf.client_id,
-    "OIDC_RP_CLIENT_SECRET": lambda: conf.client_secret,
-    "OIDC_RP_SIGN_ALGO": lambda: "RS256",
-    "OIDC_RP_IDP_SIGN_KEY": lambda: None,
     "OIDC_RP_SCOPES": lambda: conf.scopes,
     "OIDC_AUTHENTICATION_CALLBACK_URL": lambda: "everifin_django:callback",
     "OIDC_REDIRECT_FIELD_NAME": lambda: "next",
@@ -92,15 +87,25 @@ class Grant:
     claims: Claims | None = field(repr=False)
 
 
-class EverifinBackend(OIDCAuthenticationBackend):
-    """Logs in the user to whom an Everifin identity belongs."""
+class EverifinBackend(ModelBackend):
+    """
+    Logs in the user to whom an Everifin identity belongs.
+
+    It runs mozilla-django-oidc's way from claims to a user without being one of its backends. A
+    site may have one of those for another identity provider, and its SessionRefresh would take our
+    sessions for that one's. Their constructor also reads settings, and Django makes every backend
+    for every login: a setting of ours that is wrong must not keep a password from working.
+    """
 
     path = "everifin_django.backends.EverifinBackend"
     """How AUTHENTICATION_BACKENDS names the class: the session of who logs in refers to it so."""
 
     get_settings = staticmethod(oidc_setting)
-    # mozilla-django-oidc's own finds deactivated users too.
-    get_user = ModelBackend.get_user
+    get_or_create_user = OIDCAuthenticationBackend.get_or_create_user
+    update_user = OIDCAuthenticationBackend.update_user
+
+    def __init__(self) -> None:
+        self.UserModel = get_user_model()
 
     def redeem(self, code: Secret, flow: Flow) -> Grant:
         """
@@ -134,7 +139,9 @@ class EverifinBackend(OIDCAuthenticationBackend):
         return Grant(replace(granted, session_id=session_id), identity.identity_of(claims), claims)
 
     @sensitive_variables()
-    def authenticate(self, request: HttpRequest | None, *, everifin_grant: Grant) -> Any:
+    def authenticate(  # type: ignore[override]  # no credentials but ours, as said below
+        self, request: HttpRequest | None, *, everifin_grant: Grant
+    ) -> Any:
         """
         Return the user whom the grant's identity belongs to, with the grant stored; None if there
         is and shall be none.
@@ -192,7 +199,7 @@ class EverifinBackend(OIDCAuthenticationBackend):
     def create_user(self, claims: Claims) -> Any:
         """Create a user without a password; the e-mail address only if Everifin has verified it."""
         email = claims.get("email") if claims.get("email_verified") is True else None
-        return super().create_user(HiddenClaims(claims, email=email or ""))
+        return self.UserModel.objects.create_user(self.get_username(claims), email=email or "")
 
     def get_username(self, claims: Claims) -> str:
         """A name nobody has: usernames are often shown, so nothing of the person goes into it."""

@@ -104,9 +104,10 @@ class StartView(OIDCAuthenticationRequestView):
         redirect_uri = flows.redirect_uri(request)
         # mozilla-django-oidc keeps its states in the session under names that belong to the site's
         # other login, if it has one. So it gets an empty session of its own, and what it left there
-        # becomes our flow.
+        # becomes our flow. The page to go to is read below, by no other login's settings.
         scratch: Any = copy.copy(request)
         scratch.session = {}
+        scratch.GET = QueryDict()
         scratch.everifin_redirect_uri = redirect_uri
         response: HttpResponse = super().get(scratch)
         ((state, record),) = scratch.session["oidc_states"].items()
