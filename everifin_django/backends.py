@@ -19,8 +19,8 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
-from django.core.exceptions import ImproperlyConfigured, SuspiciousOperation
-from django.db import transaction
+from django.core.exceptions import ImproperlyConfigured, SuspiciousOperation, ValidationError
+from django.db import IntegrityError, transaction
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 from django.views.decorators.debug import sensitive_variables
@@ -196,14 +196,53 @@ class EverifinBackend(ModelBackend):
             bank_token__identity_digest=identity.identity_of(claims).digest
         )
 
+    @sensitive_variables()
     def create_user(self, claims: Claims) -> Any:
-        """Create a user without a password; the e-mail address only if Everifin has verified it."""
-        email = claims.get("email") if claims.get("email_verified") is True else None
-        return self.UserModel.objects.create_user(self.get_username(claims), email=email or "")
+        """
+        Create a user without a password; the e-mail address only if Everifin has verified it.
+
+        None if the user model wants an address that no other user has, and this one is somebody's
+        or not verified: whoever has it logs in as before, then connects.
+        Errors: ImproperlyConfigured if the model's manager needs more than name and address.
+        """
+        email, field = _verified_email(claims), _email_field(self.UserModel)
+        if field is not None and field.unique and not self._is_free(field, email):
+            return None
+        is_apart = field is not None and field.name != self.UserModel.USERNAME_FIELD
+        more = {field.name: email} if is_apart else {}
+        try:
+            with transaction.atomic():
+                return self.UserModel.objects.create_user(self.get_username(claims), **more)
+        except (AttributeError, TypeError, ValueError, ValidationError) as error:
+            raise self._cannot_create(error) from error
+        except IntegrityError as error:
+            failure = self._cannot_create(error)
+        # Not from the database's own error, which may show the row.
+        if field is not None and field.unique and not self._is_free(field, email):
+            raise IdentityTakenError
+        raise failure
 
     def get_username(self, claims: Claims) -> str:
-        """A name nobody has: usernames are often shown, so nothing of the person goes into it."""
+        """
+        A name nobody has: usernames are often shown, so nothing of the person goes into it. The
+        verified e-mail address where the user model names users by that.
+        """
+        field = _email_field(self.UserModel)
+        if field is not None and field.name == self.UserModel.USERNAME_FIELD:
+            return _verified_email(claims)
         return f"everifin-{secrets.token_hex(8)}"
+
+    def _is_free(self, field: Any, email: str) -> bool:
+        taken = self.UserModel._default_manager.filter(**{f"{field.name}__iexact": email})
+        return bool(email) and not taken.exists()
+
+    def _cannot_create(self, error: Exception) -> ImproperlyConfigured:
+        return ImproperlyConfigured(
+            f"No {self.UserModel._meta.label} can be made from a name and an e-mail address alone "
+            f"({type(error).__name__}). In AUTHENTICATION_BACKENDS, name a subclass of "
+            "EverifinBackend whose create_user(claims) makes the user, or set "
+            "EVERIFIN_CREATE_USERS to False."
+        )
 
 
 def login_backend() -> EverifinBackend | None:
@@ -235,3 +274,14 @@ def _identity_without_id_token(granted: TokenSet) -> Identity | None:
         except APIError:
             pass
     return identity.subject_of_access_token(granted.access)
+
+
+def _verified_email(claims: Claims) -> str:
+    email = claims.get("email") if claims.get("email_verified") is True else None
+    return email or ""
+
+
+def _email_field(user_model: Any) -> Any:
+    """The model's field for an e-mail address, None if it has none."""
+    name = user_model.get_email_field_name()
+    return next((field for field in user_model._meta.concrete_fields if field.name == name), None)
