@@ -1,0 +1,7 @@
+"""django-allauth's doors, and those of the site it is added to."""
+
+from django.urls import include, path
+
+from tests import test_beside
+
+urlpatterns = [path("allauth/", include("allauth.urls")), *test_beside.urlpatterns]
