@@ -248,7 +248,8 @@ class TestAnswers:
     )
     def test_a_lifetime_that_is_none_loses_the_answer(self, answer, stated):
         answer({**TOKENS, "expires_in": stated})
-        refused(refresh_canary, AnswerLostError)
+        error = refused(refresh_canary, AnswerLostError)
+        assert str(error).endswith("/token answered 200 without usable tokens.")
 
     @pytest.mark.parametrize("number", ["1e308", "-1e308"])
     def test_a_huge_lifetime_takes_no_time(self, answer, number):
@@ -316,6 +317,15 @@ class TestAnswers:
         answer(body)
         assert refresh_canary().access == Secret(f"a.{CANARY}")
 
+    def test_the_longest_texts_that_fit_their_columns_are_kept(self, answer):
+        scope, session = "s" * 1024, "s" * 255
+        answer({**TOKENS, "scope": scope, "session_state": session}, times=1)
+        granted = refresh_canary()
+        assert (granted.scope, granted.session_id) == (scope, session)
+        answer({**TOKENS, "scope": scope + "s", "session_state": session + "s"})
+        granted = refresh_canary()
+        assert (granted.scope, granted.session_id) == ("", "")
+
     @pytest.mark.parametrize("scope", [5, ["ais"], "x" * 1025, "a\nb", None])
     def test_a_scope_that_is_none_counts_as_unstated(self, answer, scope):
         answer({**TOKENS, "scope": scope, "session_state": scope})
@@ -359,8 +369,9 @@ class TestFailures:
         answer(body, status=status)
         error = refused(refresh_canary, UnavailableError)
         assert (error.status, error.code) == (status, None)
+        assert str(error).endswith(f"/token answered {status} without an OAuth error.")
 
-    @pytest.mark.parametrize("status", [302, 307, 403, 404, 405, 422, 429, 500, 503])
+    @pytest.mark.parametrize("status", [300, 302, 307, 403, 404, 405, 422, 429, 500, 503])
     @pytest.mark.parametrize("body", [EDGE, {"error": "invalid_grant"}], ids=["page", "json"])
     def test_other_statuses_are_temporary_whatever_they_say(self, answer, status, body):
         answer(body, status=status)

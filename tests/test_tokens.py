@@ -1,8 +1,10 @@
 """The life of a user's tokens: kept, lent, ended; and the bank API as that user."""
 
 import asyncio
+import logging
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -11,6 +13,7 @@ from django.db import IntegrityError, OperationalError, connection, connections,
 from django.utils import timezone
 
 from everifin_django import tokens
+from everifin_django.client import EndUser
 from everifin_django.crypto import active_key
 from everifin_django.exceptions import (
     ConsentExpiredError,
@@ -91,7 +94,7 @@ class TestLend:
             tokens.lend(row.user)
 
     def test_an_active_connection_without_an_access_token_is_none(self):
-        with pytest.raises(TokenMissingError):
+        with pytest.raises(TokenMissingError, match=r"^The user has no connection to Everifin\.$"):
             tokens.lend(BankTokenFactory(access_token=None).user)
 
     def test_a_connection_that_ended_says_why(self):
@@ -122,6 +125,12 @@ class TestKeep:
         [(signal, kwargs)] = heard
         assert signal is everifin_connected
         assert (kwargs["user"], kwargs["connection_id"]) == (user, row.pk)
+        assert (kwargs["sender"], kwargs["scope"]) == (BankToken, "openid ais")
+
+    def test_the_log_names_the_connection(self, caplog):
+        caplog.set_level(logging.INFO, "everifin_django.tokens")
+        row = tokens.keep(UserFactory(), granted(), ALICE)
+        assert caplog.messages == [f"Connection {row.pk} was stored."]
 
     def test_a_later_grant_replaces_the_tokens_in_place(self):
         row = BankTokenFactory(
@@ -135,10 +144,22 @@ class TestKeep:
         assert (stored.status, stored.last_error, stored.failures) == ("active", "", 0)
         assert stored.token_version == row.token_version + 1
 
+    def test_what_is_returned_is_what_is_stored(self):
+        row = tokens.keep(BankTokenFactory().user, granted(), ALICE)
+        stored = BankToken.objects.values().get()
+        assert {name: getattr(row, name) for name in stored} == stored
+
+    def test_nobody_elses_connection_is_touched(self):
+        other = BankToken.objects.filter(pk=BankTokenFactory().pk).values()
+        before = other.get()
+        tokens.keep(BankTokenFactory().user, granted(), None)
+        assert other.get() == before
+
     def test_a_replaced_grant_of_another_session_is_to_be_ended(self):
         row = BankTokenFactory(idp_session="session-0", refresh_token="old")
         tokens.keep(row.user, granted(), ALICE)
-        assert PendingRevocation.objects.get().open_token() == Secret("old")
+        pending = PendingRevocation.objects.get()
+        assert (pending.open_token(), pending.reason) == (Secret("old"), "replaced")
 
     @pytest.mark.parametrize("session", ["session-1", ""])
     def test_a_replaced_grant_that_may_share_the_session_is_left_alone(self, session):
@@ -155,7 +176,7 @@ class TestKeep:
 
     def test_an_unknown_identity_is_kept_as_unknown(self):
         row = tokens.keep(UserFactory(), granted(), None)
-        assert (row.subject, row.identity_digest) == ("", None)
+        assert (row.issuer, row.subject, row.identity_digest) == ("", "", None)
 
     def test_a_scope_that_everifin_does_not_name_is_the_one_asked_for(self):
         assert tokens.keep(UserFactory(), granted(scope=""), ALICE).scope == "openid ais"
@@ -197,7 +218,8 @@ class TestKeep:
                 moving.clear()
             return execute(sql, *args)
 
-        with connection.execute_wrapper(move), pytest.raises(OperationalError):
+        message = r"^The connection kept changing while it was to be stored\.$"
+        with connection.execute_wrapper(move), pytest.raises(OperationalError, match=message):
             tokens.keep(row.user, granted(), ALICE)
 
 
@@ -205,15 +227,32 @@ class TestForget:
     def test_the_connection_ends_here_and_at_everifin(
         self, connected, everifin, heard, django_capture_on_commit_callbacks
     ):
+        before = BankToken.objects.get()
         with django_capture_on_commit_callbacks(execute=True):
             assert tokens.forget(connected.user)
         connected.refresh_from_db()
         assert connected.status == "disconnected"
+        assert connected.token_version == before.token_version + 1
+        assert connected.updated_at > before.updated_at
         assert not connected.access_ciphertext + connected.refresh_ciphertext
         assert not connected.id_ciphertext
         assert everifin.live_sessions() == 0
         assert not PendingRevocation.objects.exists()
-        assert [signal for signal, _ in heard] == [everifin_disconnected]
+        [(signal, kwargs)] = heard
+        assert signal is everifin_disconnected
+        assert (kwargs["user"], kwargs["connection_id"]) == (connected.user, connected.pk)
+
+    def test_the_log_names_the_connection_and_the_reason(self, caplog):
+        caplog.set_level(logging.INFO, "everifin_django.tokens")
+        row = BankTokenFactory(refresh_token=None)
+        tokens.forget(row.user, "user_deleted")
+        assert caplog.messages == [f"Connection {row.pk} was ended: user_deleted."]
+
+    def test_nobody_elses_connection_is_touched(self):
+        other = BankToken.objects.filter(pk=BankTokenFactory().pk).values()
+        before = other.get()
+        tokens.forget(BankTokenFactory(refresh_token=None).user)
+        assert other.get() == before
 
     def test_the_identity_stays_so_that_the_user_can_log_in_again(self, connected):
         tokens.forget(connected.user)
@@ -223,7 +262,8 @@ class TestForget:
         everifin.faults.add("logout", status=503)
         assert not tokens.forget(connected.user)
         assert BankToken.objects.get().status == "disconnected"
-        assert PendingRevocation.objects.get().last_error == "unavailable"
+        pending = PendingRevocation.objects.get()
+        assert (pending.last_error, pending.reason) == ("unavailable", "disconnected")
 
     def test_who_is_not_connected_has_nothing_to_forget(self, everifin):
         assert tokens.forget(UserFactory())
@@ -256,6 +296,58 @@ class TestForgetInATransaction:
             assert list(bank.accounts())
         assert everifin.live_sessions() == 1
 
+    def test_a_database_that_fails_after_the_commit_leaves_the_grant_in_the_outbox(
+        self, connected, everifin
+    ):
+        def refuse(execute, sql, *args):
+            if sql.startswith("UPDATE") and "everifin_django_pendingrevocation" in sql:
+                raise OperationalError("The database went away.")
+            return execute(sql, *args)
+
+        with connection.execute_wrapper(refuse), transaction.atomic():
+            tokens.forget(connected.user)
+        assert BankToken.objects.get().status == "disconnected"
+        assert PendingRevocation.objects.count() == 1
+        assert everifin.calls["logout"] == 0
+
+
+class Router:
+    """Writes this app's rows to "writer"; who reads without asking for it meets no database."""
+
+    def db_for_write(self, model, **hints):
+        return "writer" if model and model._meta.app_label == "everifin_django" else None
+
+    def db_for_read(self, model, **hints):
+        return "replica"
+
+    def allow_relation(self, *objects, **hints):
+        return True
+
+
+@pytest.mark.django_db(transaction=True)
+class TestRouter:
+    @pytest.fixture
+    def user(self, settings):
+        """Give a user of a site where "writer" is the test's database, and "default" is none."""
+        user = UserFactory()
+        none: Any = None
+        connections["writer"], connections["default"] = connections["default"], none
+        settings.DATABASE_ROUTERS = ["tests.test_tokens.Router"]
+        yield user
+        connections["default"] = connections["writer"]
+        del connections["writer"]
+
+    def test_all_happens_in_the_database_that_is_written_to(self, user, everifin):
+        for session in ("session-1", "session-2"):
+            tokens.keep(user, granted(session_id=session), ALICE)
+        assert tokens.lend(user).version == 2
+        with transaction.atomic(using="writer"):
+            tokens.forget(user)
+            assert everifin.calls["logout"] == 0
+        assert everifin.calls["logout"] == 1
+        assert BankToken.objects.using("writer").get().status == "disconnected"
+        assert PendingRevocation.objects.using("writer").get().reason == "replaced"
+
 
 class TestEverifin:
     def test_making_one_costs_nothing(self, django_assert_num_queries):
@@ -277,6 +369,21 @@ class TestEverifin:
             monkeypatch.setattr(timezone, "now", lambda: later)
             list(bank.accounts())
         assert everifin.calls["token.refresh_token"] == 1
+
+    def test_a_token_is_replaced_from_the_very_moment_it_is_overdue(
+        self, connected, everifin, monkeypatch
+    ):
+        with everifin_for(connected.user) as bank:
+            bank.prepare()
+            overdue_at = tokens.lend(connected.user).overdue_at
+            monkeypatch.setattr(timezone, "now", lambda: overdue_at)
+            bank.prepare()
+        assert everifin.calls["token.refresh_token"] == 1
+
+    def test_the_end_user_is_named_to_the_bank(self, connected, everifin):
+        list(Everifin(connected.user, end_user=EndUser(ip="203.0.113.7")).accounts())
+        headers = everifin.last_request["api.accounts"].headers
+        assert headers["client-ip-address"] == "203.0.113.7"
 
     def test_a_token_everifin_refuses_is_refreshed_once_and_the_call_repeated(
         self, connected, everifin
