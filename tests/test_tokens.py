@@ -121,6 +121,7 @@ class TestKeep:
         assert stored == row
         assert stored.open_token("refresh") == Secret("refresh")
         assert (stored.issuer, stored.subject) == (ALICE.issuer, ALICE.subject)
+        assert stored.identity_digest == ALICE.digest
         assert (stored.status, stored.token_version) == ("active", 1)
         [(signal, kwargs)] = heard
         assert signal is everifin_connected
