@@ -7,11 +7,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
-from urllib.parse import unquote_plus
+from urllib.parse import parse_qsl, unquote_plus
 
 import pytest
 from django.utils import timezone
 
+from everifin_django.conf import conf
 from everifin_django.exceptions import (
     AnswerLostError,
     APIError,
@@ -19,7 +20,7 @@ from everifin_django.exceptions import (
     UnavailableError,
     UnreachableError,
 )
-from everifin_django.oauth import TokenSet, end_session, exchange_code, refresh
+from everifin_django.oauth import TokenSet, end_session, exchange_code, logout_page, refresh
 from everifin_django.secret import Secret
 from everifin_django.transport import AGENT
 from tests import hostile
@@ -442,3 +443,35 @@ class TestEndSession:
     def test_a_deadline_can_be_given(self, everifin):
         refused(lambda: end_session(Secret(CANARY), deadline_seconds=0), UnreachableError)
         assert everifin.calls["logout"] == 0
+
+
+class TestLogoutPage:
+    BACK = "https://site.test/good-bye/?a=1&b=2"
+
+    @pytest.fixture(autouse=True)
+    def back(self, settings):
+        settings.EVERIFIN_POST_LOGOUT_REDIRECT_URI = self.BACK
+
+    def read(self, id_token: Secret | None) -> tuple[str, dict[str, str]]:
+        page, _, query = logout_page(id_token).partition("?")
+        return page, dict(parse_qsl(query, strict_parsing=True))
+
+    def test_it_names_the_session_the_client_and_the_way_back(self, settings):
+        page, query = self.read(Secret(CANARY))
+        assert page == conf.endpoint("logout")
+        state = query.pop("state")
+        assert query == {
+            "client_id": settings.EVERIFIN_CLIENT_ID,
+            "post_logout_redirect_uri": self.BACK,
+            "id_token_hint": CANARY,
+        }
+        assert len(state) == 43
+        assert self.read(Secret(CANARY))[1]["state"] != state
+
+    def test_without_an_id_token_there_is_no_hint(self):
+        _, query = self.read(None)
+        assert query.keys() == {"client_id", "post_logout_redirect_uri", "state"}
+
+    def test_an_older_keycloak_is_told_where_to_go_only(self, settings):
+        settings.EVERIFIN_LEGACY_LOGOUT = True
+        assert self.read(Secret(CANARY)) == (conf.endpoint("logout"), {"redirect_uri": self.BACK})

@@ -280,6 +280,45 @@ class TestForget:
         assert PendingRevocation.objects.get().open_token() == Secret("newest")
 
 
+class TestDrop:
+    def test_the_connection_ends_without_a_word_to_everifin(
+        self, everifin, heard, caplog, django_capture_on_commit_callbacks
+    ):
+        caplog.set_level(logging.INFO)
+        row = BankTokenFactory(idp_session="session-1", token_version=7)
+        with django_capture_on_commit_callbacks(execute=True):
+            tokens.drop(row, "backchannel_logout")
+        dropped = BankToken.objects.get()
+        assert (dropped.status, dropped.token_version) == ("disconnected", 8)
+        assert dropped.access_ciphertext + dropped.refresh_ciphertext + dropped.id_ciphertext == ""
+        assert (dropped.idp_session, dropped.lease_id) == ("", None)
+        assert dropped.updated_at > row.updated_at
+        assert dropped.identity_digest == row.identity_digest
+        assert not PendingRevocation.objects.exists()
+        assert not everifin.calls
+        [(signal, said)] = heard
+        assert signal is everifin_disconnected
+        assert (said["user"], said["connection_id"]) == (row.user, row.pk)
+        assert f"Connection {row.pk} was ended: backchannel_logout." in caplog.messages
+
+    def test_nobody_elses_connection_is_touched(self):
+        row = BankTokenFactory(idp_session="session-1")
+        BankTokenFactory(idp_session="session-1")
+        tokens.drop(row, "backchannel_logout")
+        assert BankToken.objects.filter(status="active").count() == 1
+
+    @pytest.mark.parametrize(
+        "columns", [{"idp_session": "session-2"}, {"status": BankToken.Status.DISCONNECTED}]
+    )
+    def test_one_that_was_connected_again_or_ended_meanwhile_stays_as_it_is(self, heard, columns):
+        row = BankTokenFactory(idp_session="session-1")
+        BankToken.objects.update(**columns)
+        before = BankToken.objects.values().get()
+        tokens.drop(row, "backchannel_logout")
+        assert BankToken.objects.values().get() == before
+        assert heard == []
+
+
 @pytest.mark.django_db(transaction=True)
 class TestForgetInATransaction:
     def test_everifin_is_told_after_the_commit(self, connected, everifin):
