@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -113,7 +112,8 @@ def forget(user: Any, reason: str = "disconnected") -> bool:
         return True
     if refresh.in_transaction():
         # A rollback brings the connection back, and its grant must still be alive then.
-        transaction.on_commit(partial(revocation.revoke, pending), using=_alias(), robust=True)
+        # A function: Django 5.2 cannot name a partial when it fails.
+        transaction.on_commit(lambda: revocation.revoke(pending), using=_alias(), robust=True)
         return False
     return revocation.revoke(pending)
 
@@ -262,7 +262,10 @@ def _end(user: Any, reason: str) -> tuple[BankToken | None, PendingRevocation | 
 
 def _announce(signal: Signal, user: Any, row: BankToken, **more: Any) -> None:
     """Send *signal* once what it says is committed."""
-    send = partial(signal.send_robust, sender=BankToken, user=user, connection_id=row.pk, **more)
+
+    def send() -> None:
+        signal.send_robust(sender=BankToken, user=user, connection_id=row.pk, **more)
+
     transaction.on_commit(send, using=_alias(), robust=True)
 
 

@@ -33,7 +33,7 @@ from tests.concurrency.actors import (
     plain,
 )
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.exhaustive]
 
 CRASH = "crash"
 

@@ -30,6 +30,7 @@ SECONDS_FOR_ALL_STEPS = 60
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.exhaustive
 def test_torture(settings, tmp_path):
     seconds = float(os.environ.get("TORTURE_SECONDS", DEFAULT_SECONDS))
     seed = int(os.environ.get("TORTURE_SEED", random.randrange(2**32)))

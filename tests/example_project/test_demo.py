@@ -9,12 +9,17 @@ import sys
 import pytest
 import requests
 from django.core.management import CommandError
+from django.db import connection
 
 from example_project.management.commands import demo, demo_site
 from example_project.walk import STEPS, Walk
 from tests.example_project import ROOT, clean_environment
 
 SECONDS = 120
+
+pytestmark = pytest.mark.skipif(
+    connection.vendor != "sqlite", reason="the demo brings a database of its own: one run says all"
+)
 
 
 @pytest.fixture
