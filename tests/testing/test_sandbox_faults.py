@@ -201,6 +201,8 @@ class TestFault:
         for path in ("", "/1", "/1/transactions", "/1/transactions/1"):
             site.get(ACCOUNTS + path, "x")
         site.get("/v1/banks", "x")
+        for path in ("single", "single/1", "bulk", "bulk/1"):
+            site.get(f"/v1/payments/{path}", "x")
         assert set(site.sandbox.calls) == PLACES
 
     def test_threads_share_a_fault_fairly(self, site):

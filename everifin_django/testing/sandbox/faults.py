@@ -34,6 +34,10 @@ API_PLACES = (
     "api.transactions",
     "api.transaction",
     "api.banks",
+    "api.payments",
+    "api.payment",
+    "api.bulk_payments",
+    "api.bulk_payment",
 )
 PLACES = frozenset(IDP_PLACES + API_PLACES)
 """Every name a fault can be put on, and `Sandbox.calls` counts by. "token" stands for any grant,

@@ -42,6 +42,10 @@ CREATE TABLE IF NOT EXISTS refresh_token (
     hash TEXT PRIMARY KEY, session TEXT NOT NULL, expires_at REAL,
     is_spent INTEGER NOT NULL DEFAULT 0
 );
+CREATE TABLE IF NOT EXISTS payment (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, sub TEXT NOT NULL, kind TEXT NOT NULL,
+    document TEXT NOT NULL
+);
 """
 
 
@@ -100,6 +104,21 @@ class RefreshToken:
     session: Session
     expires_at: float | None
     is_spent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPayment:
+    """A payment of *sub*, single or bulk as *kind* says. *text* is what the store has of it."""
+
+    id: int
+    sub: str
+    kind: str
+    text: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        decoded: dict[str, Any] = json.loads(self.text)
+        return decoded
 
 
 class Store:
@@ -231,6 +250,25 @@ class Store:
         """Mark the token as spent; False if it already was. One statement: only one caller wins."""
         statement = "UPDATE refresh_token SET is_spent = 1 WHERE hash = ? AND is_spent = 0"
         return self._run(statement, digest(token)) == 1
+
+    # Payments
+
+    def add_payment(self, sub: str, kind: str, document: Mapping[str, Any]) -> int:
+        statement = "INSERT INTO payment (sub, kind, document) VALUES (?, ?, ?) RETURNING id"
+        return int(self._row(statement, sub, kind, json.dumps(document))["id"])
+
+    def payment(self, payment_id: int) -> StoredPayment | None:
+        row = self._row("SELECT * FROM payment WHERE id = ?", payment_id)
+        return StoredPayment(*row) if row else None
+
+    def payments(self, sub: str, kind: str) -> list[StoredPayment]:
+        statement = "SELECT * FROM payment WHERE sub = ? AND kind = ? ORDER BY id DESC"
+        return [StoredPayment(*row) for row in self._rows(statement, sub, kind)]
+
+    def change_payment(self, payment: StoredPayment, document: Mapping[str, Any]) -> bool:
+        """Give *payment* another document; False if somebody else has since it was read."""
+        statement = "UPDATE payment SET document = ? WHERE id = ? AND document = ?"
+        return self._run(statement, json.dumps(document), payment.id, payment.text) == 1
 
     # The one connection
 

@@ -14,7 +14,7 @@ from django.http import HttpResponse
 from django.urls import URLPattern, URLResolver, path
 from django.urls.resolvers import RegexPattern
 
-from everifin_django.testing.sandbox import bank, control, idp
+from everifin_django.testing.sandbox import bank, control, idp, payments
 
 View = Callable[..., HttpResponse]
 
@@ -28,6 +28,14 @@ def _route(route: str, view: View, name: str, *methods: str) -> URLPattern:
     return path(route, view, {"methods": methods or ("GET",)}, name=name)
 
 
+_PAYMENTS = (
+    ("single", "", payments.single_payments, "payments", ("GET", "POST")),
+    ("single", "/<str:payment_id>", payments.single_payment, "payment", ("GET", "PATCH")),
+    ("bulk", "", payments.bulk_payments, "bulk_payments", ("GET", "POST")),
+    ("bulk", "/<str:payment_id>", payments.bulk_payment, "bulk_payment", ("GET", "PATCH")),
+)
+
+
 def _api(prefix: str) -> list[URLPattern]:
     return [
         _route(f"{prefix}bank-accounts", bank.accounts, "api.accounts"),
@@ -39,6 +47,10 @@ def _api(prefix: str) -> list[URLPattern]:
             "api.transaction",
         ),
         _route(f"{prefix}banks", bank.banks, "api.banks"),
+        *(
+            _route(f"{prefix}payments/{kind}{rest}", view, f"api.{name}", *methods)
+            for kind, rest, view, name, methods in _PAYMENTS
+        ),
     ]
 
 
@@ -55,6 +67,7 @@ _PATTERNS: list[URLPattern | URLResolver] = [
     _route(f"{REALM}/login-actions/authenticate", idp.login, "login", "POST"),
     _route(f"{REALM}/login-actions/registration", idp.register, "registration", "POST"),
     _route(f"{REALM}/login-actions/consent", idp.consent, "consent", "POST"),
+    _route("_bank/<int:payment_id>", payments.bank_page, "bank_page", "GET", "POST"),
     *_api("v1/"),
     *_api("api/v1/"),
     _route("_sandbox/", control.home, "control"),
