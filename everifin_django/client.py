@@ -5,16 +5,16 @@ Lists are iterators that fetch page by page: nothing is asked before the first i
 come while iterating. Every call has an awaitable twin with a leading ``a``, which runs the call in
 a thread.
 
-Source: Everifin's BankConnect pages "HTTP requests", "Errors" and "Accessing Bank Account Data".
-The paths of this part of the API are inferred; they stand in ``conf.DEFAULT_API_PATHS`` and a site
-can correct them.
+Source: Everifin's BankConnect pages "HTTP requests", "Errors", "Accessing Bank Account Data" and
+those on payments. Paths stand in ``conf.DEFAULT_API_PATHS``, where it says which are inferred, and
+a site can correct them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from ipaddress import ip_address
 from itertools import islice
@@ -24,13 +24,19 @@ from urllib.parse import quote, unquote
 from asgiref.sync import sync_to_async
 
 from everifin_django import bank
+from everifin_django import payments as pay
 from everifin_django.conf import conf
 from everifin_django.exceptions import (
     AnswerError,
+    AnswerLostError,
+    EndUserMissingError,
     EverifinError,
     InvalidRequestError,
     NotAuthorizedError,
     NotFoundError,
+    PaymentNotEditableError,
+    PaymentRejectedError,
+    PaymentUncertainError,
     RefusedError,
     ScopeMissingError,
     UnavailableError,
@@ -54,6 +60,8 @@ ERRORS_BY_CODE: Mapping[str, type[RefusedError]] = {
     "NOT_FOUND": NotFoundError,
     "REQUEST_VALIDATION_ERROR": InvalidRequestError,
     "INPUT_DATA_ERROR": InvalidRequestError,
+    "PAYMENT_REJECTED": PaymentRejectedError,
+    "NOT_EDITABLE": PaymentNotEditableError,
 }
 """Everifin's codes are documented, most of their HTTP statuses are not: so the code decides."""
 
@@ -99,6 +107,36 @@ class TransactionFilters(TypedDict, total=False):
     value_date_to: date | str | None
     direction: bank.Direction | str | None
     page_size: int
+
+
+class StepAnswer(TypedDict, total=False):
+    """The arguments of ``Client.process_payment``, for its awaitable twin."""
+
+    inputs: pay.Inputs | None
+    step: pay.PaymentStep | None
+    key_of: pay.KeyOf
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """How a payment is found again whose answer was lost."""
+
+    payment_id: str | None = None
+    external_id: str | None = field(default=None, repr=False)
+
+    def error(
+        self, method: str, path: str, cause: EverifinError | None = None
+    ) -> PaymentUncertainError:
+        error = PaymentUncertainError(
+            f"{method} {path} at Everifin: it is not known what became of this payment. Look "
+            "before paying again: see payment_id and external_id of this error.",
+            method=method,
+            path=path,
+            status=getattr(cause, "status", None),
+            code=getattr(cause, "code", None),
+        )
+        error.payment_id, error.external_id = self.payment_id, self.external_id
+        return error
 
 
 class Client:
@@ -166,6 +204,84 @@ class Client:
         """Iterate over the banks a user can connect. One request a page."""
         return self._list(bank.bank, conf.api_paths["banks"], {})
 
+    def create_payment(self, payment: pay.SinglePayment) -> str:
+        """
+        Return the id of *payment*, which Everifin knows from now on. Process it to have it paid.
+
+        One request on a connection of its own, never repeated but after a refused token.
+        Errors: PaymentUncertainError if it may exist or not: ask ``find_payment(external_id)``
+        before paying again.
+        """
+        return self._create("payments", payment)
+
+    def create_bulk_payment(self, payment: pay.BulkPayment) -> str:
+        """Return the id of the bulk *payment*. Else as ``create_payment``."""
+        return self._create("bulk_payments", payment)
+
+    def process_payment(
+        self,
+        payment_id: str,
+        *,
+        inputs: pay.Inputs | None = None,
+        step: pay.PaymentStep | None = None,
+        key_of: pay.KeyOf = pay.encryption_key,
+    ) -> pay.PaymentStep:
+        """
+        Take the next step of a payment, and return what has to happen then. One request, as
+        ``create_payment``.
+
+        *inputs* are the values the last answer asked for, or all query parameters of the return
+        from the bank (``request.GET.dict()``): they are passed on and never believed. With that
+        answer as *step*, sensitive inputs are encrypted where it asks for it; *key_of* reads its
+        key.
+        Errors: EndUserMissingError if nobody is present; PaymentRejectedError;
+        PaymentNotEditableError; PaymentUncertainError if it may have been paid: ask
+        ``payment(payment_id)``.
+        """
+        path = _path("payment", payment_id=payment_id)
+        return self._process(payment_id, path, inputs or {}, step, key_of)
+
+    def process_bulk_payment(
+        self,
+        payment_id: str,
+        *,
+        inputs: pay.Inputs | None = None,
+        step: pay.PaymentStep | None = None,
+        key_of: pay.KeyOf = pay.encryption_key,
+    ) -> pay.PaymentStep:
+        """Take the next step of a bulk payment. Else as ``process_payment``."""
+        path = _path("bulk_payment", payment_id=payment_id)
+        return self._process(payment_id, path, inputs or {}, step, key_of)
+
+    def payment(self, payment_id: str) -> pay.PaymentDetail:
+        """Return one single payment. Errors: NotFoundError."""
+        return self._one(pay.detail, _path("payment", payment_id=payment_id))
+
+    def bulk_payment(self, payment_id: str) -> pay.BulkPaymentDetail:
+        """Return one bulk payment. Errors: NotFoundError."""
+        return self._one(pay.bulk_detail, _path("bulk_payment", payment_id=payment_id))
+
+    def payments(self) -> Iterator[pay.PaymentDetail]:
+        """Iterate over the user's single payments. One request a page. The path is inferred."""
+        return self._list(pay.detail, conf.api_paths["payments"], {})
+
+    def bulk_payments(self) -> Iterator[pay.BulkPaymentDetail]:
+        """Iterate over the user's bulk payments. One request a page."""
+        return self._list(pay.bulk_detail, conf.api_paths["bulk_payments"], {})
+
+    def find_payment(self, external_id: str) -> pay.PaymentDetail | None:
+        """
+        Return the single payment you gave this *external_id*, None if Everifin has none. Reads the
+        list until it is found.
+
+        That the list tells the external id is inferred.
+        """
+        return next((one for one in self.payments() if one.external_id == external_id), None)
+
+    def find_bulk_payment(self, external_id: str) -> pay.BulkPaymentDetail | None:
+        """Return the bulk payment you gave this *external_id*. Else as ``find_payment``."""
+        return next((one for one in self.bulk_payments() if one.external_id == external_id), None)
+
     def request(
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None
     ) -> dict[str, Any]:
@@ -205,10 +321,125 @@ class Client:
         async for one in _in_thread(self.banks()):
             yield one
 
+    async def acreate_payment(self, payment: pay.SinglePayment) -> str:
+        """As ``create_payment``. Who cancels this does not know whether the payment exists."""
+        return await sync_to_async(self.create_payment)(payment)
+
+    async def acreate_bulk_payment(self, payment: pay.BulkPayment) -> str:
+        return await sync_to_async(self.create_bulk_payment)(payment)
+
+    async def aprocess_payment(
+        self, payment_id: str, **answer: Unpack[StepAnswer]
+    ) -> pay.PaymentStep:
+        return await sync_to_async(self.process_payment)(payment_id, **answer)
+
+    async def aprocess_bulk_payment(
+        self, payment_id: str, **answer: Unpack[StepAnswer]
+    ) -> pay.PaymentStep:
+        return await sync_to_async(self.process_bulk_payment)(payment_id, **answer)
+
+    async def apayment(self, payment_id: str) -> pay.PaymentDetail:
+        return await sync_to_async(self.payment)(payment_id)
+
+    async def abulk_payment(self, payment_id: str) -> pay.BulkPaymentDetail:
+        return await sync_to_async(self.bulk_payment)(payment_id)
+
+    async def apayments(self) -> AsyncIterator[pay.PaymentDetail]:
+        async for payment in _in_thread(self.payments()):
+            yield payment
+
+    async def abulk_payments(self) -> AsyncIterator[pay.BulkPaymentDetail]:
+        async for payment in _in_thread(self.bulk_payments()):
+            yield payment
+
+    async def afind_payment(self, external_id: str) -> pay.PaymentDetail | None:
+        return await sync_to_async(self.find_payment)(external_id)
+
+    async def afind_bulk_payment(self, external_id: str) -> pay.BulkPaymentDetail | None:
+        return await sync_to_async(self.find_bulk_payment)(external_id)
+
     async def arequest(
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None
     ) -> dict[str, Any]:
         return await sync_to_async(self.request)(method, path, params=params, json=json)
+
+    def _create(self, name: str, payment: pay.SinglePayment | pay.BulkPayment) -> str:
+        lost = _Lost(external_id=payment.external_id)
+        body = pay.sealed_body(payment.body())
+        return self._pay("POST", conf.api_paths[name], body, pay.created_id, lost, {})
+
+    def _process(
+        self,
+        payment_id: str,
+        path: str,
+        inputs: pay.Inputs,
+        step: pay.PaymentStep | None,
+        key_of: pay.KeyOf,
+    ) -> pay.PaymentStep:
+        headers = self._sender_headers()
+        if pay.names_to_encrypt(inputs, step):
+            headers["x-user-data-encryption-method"] = pay.ENCRYPTION
+        body = pay.sealed_inputs(inputs, step, key_of)
+        del inputs  # what the user typed is in no frame of an error from here on
+        if body is None:
+            raise InvalidRequestError(
+                "The key Everifin wants the user's inputs encrypted with cannot be read, or is too "
+                "short for one of them. Nothing was sent: see process_payment's key_of."
+            )
+        return self._pay("PATCH", path, body, pay.step, _Lost(payment_id=payment_id), headers)
+
+    def _sender_headers(self) -> dict[str, str]:
+        ip, agent = self._end_user.ip, (self._end_user.user_agent or "").strip()
+        if ip is None or not agent:
+            raise EndUserMissingError(
+                "To process a payment, Everifin needs address and browser of the person who pays. "
+                "Nothing was sent."
+            )
+        return {"x-ef-sender-ip": ip, "x-ef-sender-user-agent": agent}
+
+    def _pay(
+        self,
+        method: str,
+        path: str,
+        body: Secret,
+        decode: Callable[[bank.Raw], T],
+        lost: _Lost,
+        headers: Mapping[str, str],
+    ) -> T:
+        """
+        The decoded answer to a request that may move money.
+
+        Sent once. Only a refused token, which Everifin looks at before anything else, lets it be
+        sent again; after all else that leaves doubt the error says that there is doubt.
+        """
+        token = self._source.lend()
+        answer = self._pay_once(token, method, path, body, lost, headers)
+        if _refuses_token(answer):
+            renewed = self._source.renew(token)
+            answer = self._pay_once(renewed, method, path, body, lost, headers)
+        outcome = _outcome(decode, answer)
+        if outcome is None:
+            raise lost.error(method, path)
+        if isinstance(outcome, EverifinError):
+            raise lost.error(method, path, outcome) if _leaves_doubt(outcome) else outcome
+        return outcome
+
+    def _pay_once(
+        self,
+        token: Secret,
+        method: str,
+        path: str,
+        body: Secret,
+        lost: _Lost,
+        headers: Mapping[str, str],
+    ) -> Answer:
+        try:
+            # Its own connection: a kept one may have been closed at the other end, and nobody could
+            # tell whether the payment was read before.
+            return self._send(token, method, path, None, body, headers=headers, fresh=True)
+        except AnswerLostError:
+            pass
+        raise lost.error(method, path)
 
     def _list(
         self, decode: Callable[[bank.Raw], T], path: str, params: Mapping[str, str]
@@ -231,8 +462,19 @@ class Client:
             raise _not_understood(path)
         return decoded
 
-    def _send(self, token: Secret, method: str, path: str, params: Any, content: Any) -> Answer:
-        headers: dict[str, str | Secret] = {
+    def _send(  # noqa: PLR0913 - what a request consists of
+        self,
+        token: Secret,
+        method: str,
+        path: str,
+        params: Any,
+        content: Any,
+        *,
+        headers: Mapping[str, str] | None = None,
+        fresh: bool = False,
+    ) -> Answer:
+        all_headers: dict[str, str | Secret] = {
+            **(headers or {}),
             "Authorization": bearer(token),
             "Accept": "application/json",
             "Accept-Encoding": "gzip",
@@ -240,9 +482,15 @@ class Client:
             "User-Agent": (self._end_user.user_agent or "").strip() or AGENT,
         }
         if self._end_user.ip is not None:
-            headers["client-ip-address"] = self._end_user.ip
+            all_headers["client-ip-address"] = self._end_user.ip
         return send(
-            method, _url(path), headers=headers, params=params, content=content, max_bytes=MAX_BYTES
+            method,
+            _url(path),
+            headers=all_headers,
+            params=params,
+            content=content,
+            max_bytes=MAX_BYTES,
+            fresh_connection=fresh,
         )
 
 
@@ -315,6 +563,20 @@ def _envelope(answer: Answer) -> dict[str, Any] | EverifinError:
     if answer.status == 200 and isinstance(decoded, dict) and not _says_error(decoded):
         return decoded
     return _refusal(answer, _first_error(answer))
+
+
+def _outcome(decode: Callable[[bank.Raw], T], answer: Answer) -> T | EverifinError | None:
+    """What *answer* says; None if that is not understood."""
+    envelope = _envelope(answer)
+    if isinstance(envelope, EverifinError):
+        return envelope
+    return _decoded(decode, envelope.get("data"))
+
+
+def _leaves_doubt(error: EverifinError) -> bool:
+    """May a payment exist after *error*? A 429 is a refusal, whatever its shape."""
+    is_refusal = isinstance(error, UnavailableError) and error.status == 429
+    return isinstance(error, UnavailableError | AnswerError) and not is_refusal
 
 
 def _says_error(decoded: Mapping[str, Any]) -> bool:

@@ -27,10 +27,15 @@ DEFAULT_API_PATHS: Mapping[str, str] = {
     "transactions": "/v1/bank-accounts/{account_id}/transactions",
     "transaction": "/v1/bank-accounts/{account_id}/transactions/{transaction_id}",
     "banks": "/v1/banks",
+    "payments": "/v1/payments/single",
+    "payment": "/v1/payments/single/{payment_id}",
+    "bulk_payments": "/v1/payments/bulk",
+    "bulk_payment": "/v1/payments/bulk/{payment_id}",
 }
 """
-Paths that Everifin does not publish: inferred from the resource names in its error samples, so a
-site can correct them with EVERIFIN_API_PATHS.
+The paths of payments are documented, but for the list of single ones. All others Everifin does not
+publish: they are inferred from the resource names in its error samples. A site can correct each
+with EVERIFIN_API_PATHS.
 """
 
 DEFAULT_KEY_PROVIDER = "everifin_django.crypto.SettingsKeys"

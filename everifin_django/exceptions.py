@@ -18,11 +18,15 @@ What can go wrong, and who has to act.
     │   ├── UnavailableError            nobody: try again later
     │   │   ├── UnreachableError        ... nothing was sent
     │   │   └── AnswerLostError         ... it may have been carried out
+    │   ├── PaymentUncertainError       somebody looks whether the payment was made
     │   ├── AnswerError                 the site's developer: Everifin answered in another shape
     │   └── RefusedError                Everifin said no, and why: see ``code``
     │       ├── NotAuthorizedError
     │       ├── NotFoundError
-    │       └── InvalidRequestError
+    │       ├── InvalidRequestError
+    │       │   └── EndUserMissingError the site's developer: only a person who is present can pay
+    │       ├── PaymentRejectedError    the user: the bank refused the payment
+    │       └── PaymentNotEditableError nobody: read the payment instead
     ├── LoginError                      the visitor starts the login or connection again
     └── IdentityTakenError              the visitor logs in as the user who has the Everifin account
 
@@ -172,6 +176,18 @@ class AnswerLostError(UnavailableError):
     """The request went out and no usable answer came back: Everifin may have carried it out."""
 
 
+class PaymentUncertainError(APIError):
+    """
+    A payment was sent and no answer came that says what became of it. It was not sent again.
+
+    It may exist, or not. Before paying once more, look: by ``payment_id`` where there is one, else
+    by ``external_id`` (``find_payment``, ``find_bulk_payment``).
+    """
+
+    payment_id: str | None = None
+    external_id: str | None = None
+
+
 class AnswerError(APIError):
     """Everifin answered in a shape this app does not understand."""
 
@@ -199,6 +215,23 @@ class InvalidRequestError(RefusedError):
 
     field: str | None = None
     rule: str | None = None
+
+
+class EndUserMissingError(InvalidRequestError):
+    """
+    Everifin needs address and browser of the person who pays, and nobody is known to be present.
+
+    Use ``request.everifin``, and set EVERIFIN_TRUSTED_PROXIES to the number of your own proxies.
+    Nothing was sent.
+    """
+
+
+class PaymentRejectedError(RefusedError):
+    """The bank rejected the payment (PAYMENT_REJECTED). It will not be carried out."""
+
+
+class PaymentNotEditableError(RefusedError):
+    """The payment can no longer be processed (NOT_EDITABLE): read its state instead."""
 
 
 class LoginError(EverifinError, SuspiciousOperation):

@@ -128,8 +128,9 @@ def send(  # noqa: PLR0913 - what a request consists of, and its two bounds
     Return the answer to one request, whatever its status.
 
     One request, no retry. *params* that are None are left out, *form* is sent form-encoded,
-    *content* as JSON. The deadline (default EVERIFIN_DEADLINE_SECONDS) bounds connecting, waiting
-    and reading together; only a name look-up is outside it.
+    *content* as JSON, unless it is a Secret, which is JSON already. The deadline (default
+    EVERIFIN_DEADLINE_SECONDS) bounds connecting, waiting and reading together; only a name look-up
+    is outside it.
 
     Errors: UnreachableError if nothing was sent; AnswerLostError if it was and no whole answer
     came, or one of more than *max_bytes*; InvalidRequestError for what HTTP cannot carry. None of
@@ -163,7 +164,7 @@ class _Request:
     url: str
     headers: Mapping[str, str | Secret]
     form: Mapping[str, str | Secret] | None
-    content: bytes | None = field(repr=False)
+    content: bytes | Secret | None = field(repr=False)
 
 
 def _exchange(
@@ -200,13 +201,19 @@ def _prepared(session: requests.Session, request: _Request) -> requests.Prepared
     headers = {"User-Agent": AGENT, **_revealed(request.headers)}
     if not all(_is_plain(text) for text in (request.method, *headers.values())):
         return None
-    data = _revealed(request.form) if request.form else request.content
     try:
         return session.prepare_request(
-            requests.Request(request.method, request.url, headers=headers, data=data)
+            requests.Request(request.method, request.url, headers=headers, data=_data(request))
         )
     except (requests.RequestException, HTTPError, ValueError):
         return None
+
+
+def _data(request: _Request) -> Any:
+    if request.form:
+        return _revealed(request.form)
+    content = request.content
+    return content.reveal().encode() if isinstance(content, Secret) else content
 
 
 def bearer(token: Secret) -> Secret:
@@ -231,8 +238,10 @@ def _with(url: str, params: Mapping[str, Any] | None) -> str:
     return f"{url}{'&' if '?' in url else '?'}{query}"
 
 
-def _json(content: Any) -> bytes | None:
-    return None if content is None else json.dumps(content, allow_nan=False).encode()
+def _json(content: Any) -> bytes | Secret | None:
+    if content is None or isinstance(content, Secret):
+        return content
+    return json.dumps(content, allow_nan=False).encode()
 
 
 def _is_plain(text: str) -> bool:

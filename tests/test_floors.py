@@ -11,7 +11,7 @@ HOUSE = Path(everifin_django.__file__).parent
 FLOORS = [
     {"exceptions", "signals", "secret", "notices"},
     {"conf", "bank"},
-    {"crypto", "transport"},
+    {"crypto", "transport", "payments"},
     {"oauth", "identity", "client"},
     {"models"},
     {"revocation", "flows", "rekey"},
