@@ -23,14 +23,14 @@ def connect() -> None:
     user_logged_out.connect(forget_on_logout, dispatch_uid="everifin_django.user_logged_out")
 
 
-def hand_over_refresh_token(sender: Any, instance: BankToken, **kwargs: Any) -> None:
+def hand_over_refresh_token(sender: Any, instance: BankToken, using: str, **kwargs: Any) -> None:
     """
     The row goes, by whatever way: its live refresh token goes to the outbox in the same
     transaction.
     """
-    from everifin_django.revocation import take_over  # the HTTP client loads when it is needed
+    from everifin_django.revocation import hand_over  # the HTTP client loads when it is needed
 
-    take_over(instance, "deleted")
+    hand_over(instance, using)
 
 
 def forget_inactive_user(sender: Any, instance: Any, **kwargs: Any) -> None:

@@ -41,6 +41,20 @@ def take_over(connection: BankToken, reason: str) -> PendingRevocation | None:
     )
 
 
+def hand_over(connection: BankToken, using: str) -> None:
+    """
+    Put what a connection that is being deleted holds by now into the outbox. Three queries; to be
+    called in the transaction that deletes it.
+
+    *connection* may have been read long before: what was refreshed since then is in the row alone.
+    An UPDATE locks the row on every database, so a refresh has either stored before it, or finds no
+    row afterwards and ends what it was given.
+    """
+    row = BankToken.objects.using(using).filter(pk=connection.pk)
+    if row.update(token_version=models.F("token_version") + 1):
+        take_over(row.get(), "deleted")
+
+
 def add(place: Place, refresh_token: Secret, reason: str, key: Key) -> PendingRevocation:
     """
     Put a refresh token that was not stored into the outbox, sealed with *key* for *place*. One

@@ -7,11 +7,13 @@ from django.contrib import auth
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.auth.views import LogoutView
 from django.core.management import call_command
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.models.deletion import Collector
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import include, path
 
+from everifin_django import tokens
 from everifin_django.models import BankToken, PendingRevocation
 
 
@@ -90,6 +92,46 @@ class TestDeletion:
         connected.post("/everifin/disconnect/")
         user.delete()
         assert not PendingRevocation.objects.exists()
+
+    @pytest.mark.parametrize(
+        "delete", [lambda row: row.delete(), lambda row: row.user.delete()], ids=["row", "user"]
+    )
+    def test_f27_what_was_refreshed_since_it_was_read_goes_to_the_outbox(
+        self, everifin, user, token, delete
+    ):
+        read_before = BankToken.objects.select_related("user").get()
+        tokens.lend(user, rejected_version=1)
+        delete(read_before)
+        assert PendingRevocation.objects.get().refresh_ciphertext != token
+        call_command("everifin_revoke_pending")
+        assert everifin.live_sessions("alice") == 0
+
+    def test_f27_what_is_refreshed_after_the_rows_were_collected_goes_to_the_outbox(
+        self, everifin, user, token
+    ):
+        collector = Collector(using=DEFAULT_DB_ALIAS)
+        collector.collect([user])
+        tokens.lend(user, rejected_version=1)
+        collector.delete()
+        assert PendingRevocation.objects.get().refresh_ciphertext != token
+        call_command("everifin_revoke_pending")
+        assert everifin.live_sessions("alice") == 0
+
+    def test_f27_a_connection_made_again_since_it_was_read_ends(
+        self, everifin, everifin_connect, connected, token
+    ):
+        read_before = BankToken.objects.get()
+        everifin_connect(connected)
+        read_before.delete()
+        call_command("everifin_revoke_pending")
+        assert everifin.live_sessions("alice") == 0
+
+    def test_f27_what_was_ended_since_it_was_read_is_not_listed_twice(self, everifin, user):
+        read_before = BankToken.objects.get()
+        assert tokens.forget(user)
+        read_before.delete()
+        assert not PendingRevocation.objects.exists()
+        assert not BankToken.objects.exists()
 
 
 class TestDeactivation:

@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from everifin_django import tokens
-from everifin_django.models import BankToken
+from everifin_django import revocation, tokens
+from everifin_django.models import BankToken, PendingRevocation
 from everifin_django.refresh import current
 from everifin_django.testing.sandbox import Sandbox
 from everifin_django.testing.sandbox.server import serve
@@ -72,6 +72,30 @@ def test_f20_a_logout_in_the_same_moment_leaves_no_live_grant(connected, everifi
     together(8, refresh_or_log_out)
     assert BankToken.objects.get().status == "disconnected"
     assert everifin.live_sessions() == 0
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [lambda row: row.user.delete(), lambda row: row.delete()],
+    ids=["user", "connection"],
+)
+def test_f27_a_deletion_in_the_same_moment_leaves_no_live_grant(connected, everifin, delete):
+    _run_out(connected)
+    user, row = connected.user, BankToken.objects.select_related("user").get()
+    deletion = threading.Lock()
+
+    def refresh_or_delete() -> object:
+        if deletion.acquire(blocking=False):
+            return delete(row)
+        return tokens.lend(user)
+
+    results = together(8, refresh_or_delete)
+    assert [result for result in results if isinstance(result, tuple)]
+    assert not BankToken.objects.exists()
+    PendingRevocation.objects.update(retry_after=None)
+    revocation.revoke_due()
+    assert everifin.live_sessions() == 0
+    assert not PendingRevocation.objects.exists()
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(2, 16)])
