@@ -43,8 +43,8 @@ NOTICES: Mapping[str, Notice] = {
     TAKEN: Notice(
         _("This Everifin account belongs to another user here"),
         _(
-            "Nothing has changed. Log in here as the user who connected it before, or sign in at "
-            "Everifin with another account."
+            "Nothing has changed. Log in here as the user who connected it before, or sign out at "
+            "Everifin and start again with another account."
         ),
     ),
     UNAVAILABLE: Notice(
@@ -84,4 +84,14 @@ BY_REASON: Mapping[str, str] = {
     "user_inactive": NO_USER,
     "no_id_token": FAILED,
 }
-"""Which words go with the reason of a LoginError; NOT_TRUSTED for all others."""
+"""Which words go with the reason of a LoginError, as far as its beginning does not say it."""
+TOKEN_REASONS = ("token_", "id_token_")
+
+
+def of_reason(reason: str) -> str:
+    """Return which words go with the reason of a LoginError."""
+    if reason.startswith(TOKEN_REASONS):
+        # The visitor began this login, and came back with a code that was good: what is wrong is
+        # what Everifin gave for it, or this site's clock.
+        return FAILED
+    return BY_REASON.get(reason, NOT_TRUSTED)

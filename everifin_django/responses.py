@@ -31,6 +31,7 @@ from everifin_django.exceptions import (
 from everifin_django.notices import ENDED, NOTICES, SCOPE_MISSING, UNAVAILABLE
 
 logger = logging.getLogger(__name__)
+security_logger = logging.getLogger("everifin_django.security")
 
 NOTICE_SESSION_KEY = "everifin_notice"
 DEFAULT_RETRY_SECONDS = 30
@@ -120,12 +121,14 @@ def wants_page(request: HttpRequest) -> bool:
 
 
 def _ask_to_connect(request: HttpRequest, error: EverifinError) -> HttpResponse:
-    url = _page_to_connect(request)
+    url, notice = _page_to_connect(request), _notice_of(error)
+    if notice:
+        security_logger.info("User %s is asked to connect again: %s.", request.user.pk, notice)
     is_htmx = request.headers.get("HX-Request") == "true"
     if not is_htmx and not wants_page(request):
         kind, title = _problem_of(error)
         return problem(401, kind, title, connect_url=request.build_absolute_uri(url))
-    if notice := _notice_of(error):
+    if notice:
         request.session[NOTICE_SESSION_KEY] = notice
     response = HttpResponse(headers={"HX-Redirect": url}) if is_htmx else HttpResponseRedirect(url)
     add_never_cache_headers(response)

@@ -25,6 +25,7 @@ from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import pgettext
 from django.views.decorators.cache import never_cache
+from django.views.decorators.clickjacking import xframe_options_deny
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic import View
@@ -71,11 +72,14 @@ Keycloak.
 NO_CODE = Secret("")
 NOTICE_OF_ERROR = {"access_denied": notices.CANCELLED, "invalid_scope": notices.FAILED}
 NOTICE_OF_OUTAGE = ("temporarily_unavailable", "server_error")
+STATUSES = {notices.TAKEN: 409, notices.NO_USER: 403}
+"""The status of the page that says so; 400 for all others."""
 
 doors = [
     method_decorator(transaction.non_atomic_requests, name="dispatch"),
     method_decorator(never_cache, name="dispatch"),
     method_decorator(csrf_protect, name="dispatch"),
+    method_decorator(xframe_options_deny, name="dispatch"),
 ]
 
 
@@ -167,12 +171,7 @@ class CallbackView(OIDCAuthenticationCallbackView):
         try:
             response = self._take_back(request, _parameters(request))
         except LoginError as error:
-            response = _stopped(
-                request,
-                error.reason,
-                notices.BY_REASON.get(error.reason, notices.NOT_TRUSTED),
-                status=400,
-            )
+            response = _stopped(request, error.reason, notices.of_reason(error.reason))
         response["Referrer-Policy"] = "no-referrer"
         return response
 
@@ -210,10 +209,10 @@ class CallbackView(OIDCAuthenticationCallbackView):
         try:
             user = self._store(request, flow, backend, grant)
         except IdentityTakenError:
-            return _stopped(request, "identity_taken", notices.TAKEN, status=409)
+            return _stopped(request, "identity_taken", notices.TAKEN)
         if user is None:
             revocation.reject(grant.tokens, "no_user")
-            return _stopped(request, "no_user", notices.NO_USER, status=403)
+            return _stopped(request, "no_user", notices.NO_USER)
         if flow.purpose == Purpose.LOGIN:
             auth.login(request, user, backend=backend.path)
             sessions.remember(request, grant)
@@ -238,6 +237,9 @@ class CallbackView(OIDCAuthenticationCallbackView):
     def _not_redeemed(self, request: HttpRequest, flow: Flow, error: APIError) -> HttpResponse:
         flows.reread_session(request)
         if isinstance(error, UnavailableError):
+            security_logger.info(
+                "A %s with Everifin was not finished: %s.", flow.purpose, notices.UNAVAILABLE
+            )
             again = Step(_("Start again"), _start_page(flow))
             return unavailable(request, error.retry_after_seconds, step=again)
         security_logger.error("Everifin refused the login code: %s.", error.code)
@@ -374,14 +376,13 @@ def _start_page(flow: Flow) -> str:
     return reverse(f"everifin_django:{flow.purpose}") + query
 
 
-def _stopped(request: HttpRequest, reason: str, notice: str, *, status: int) -> HttpResponse:
+def _stopped(request: HttpRequest, reason: str, notice: str) -> HttpResponse:
     security_logger.warning("A login or connection with Everifin was stopped: %s.", reason)
+    status = STATUSES.get(notice, 400)
     return error_page(request, notice, status=status, step=_next_step(request, notice))
 
 
-def _next_step(request: HttpRequest, notice: str) -> Step | None:
-    if notice == notices.TAKEN:
-        return None
+def _next_step(request: HttpRequest, notice: str) -> Step:
     if notice == notices.NO_USER:
         return Step(pgettext("button", "Log in"), resolve_url(settings.LOGIN_URL))
     return start_again(request)

@@ -152,6 +152,14 @@ class TestScopeMissing:
         assert response.redirect_chain == [(f"{CONNECT}?next=%2Fpayments%2F", 302)]
         assert "<h2>A permission is missing</h2>" in response.content.decode()
 
+    @pytest.mark.parametrize("headers", [{}, JSON, HTMX], ids=["page", "script", "htmx"])
+    def test_the_security_log_has_the_reason(self, connected, headers, caplog):
+        caplog.set_level(logging.INFO, "everifin_django.security")
+        connected.get("/payments/", headers=headers)
+        [record] = [one for one in caplog.records if one.name == "everifin_django.security"]
+        user_pk = BankToken.objects.get().user_id
+        assert record.getMessage() == f"User {user_pk} is asked to connect again: scope_missing."
+
     def test_htmx_brings_the_page_that_says_so(self, connected):
         assert connected.get("/payments/", headers=HTMX)["HX-Redirect"] == CONNECT
         assert "<h2>A permission is missing</h2>" in connected.get(CONNECT).content.decode()

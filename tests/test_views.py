@@ -212,6 +212,15 @@ class TestStartPage:
         for response in (browser.get(door), browser.post(door)):
             assert "no-store" in response["Cache-Control"]
 
+    @pytest.mark.parametrize("door", [LOGIN, CONNECT, CALLBACK, LOGOUT, DISCONNECT])
+    def test_no_other_site_can_frame_a_door_without_djangos_middleware_too(
+        self, browser, settings, door
+    ):
+        """A visitor who thinks they press something else would press our button."""
+        settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "XFrame" not in name]
+        for response in (browser.get(door), browser.post(door)):
+            assert response["X-Frame-Options"] == "DENY"
+
     def test_the_page_speaks_the_visitors_language_and_direction(self, client):
         with translation.override("ar"):
             page = Page(client.get(LOGIN))
@@ -438,7 +447,8 @@ class TestConnect:
         page = Page(response)
         page.assert_is_in_order()
         assert page.text["h1"] == "This Everifin account belongs to another user here"
-        assert page.links == {"Go to the start page": "/"}
+        assert page.links == {"Start again": CONNECT, "Go to the start page": "/"}
+        assert "sign out at Everifin" in page.content
         assert "owner" not in page.content.replace("users", "")
         assert BankToken.objects.values().get() == before
         assert everifin.live_sessions("alice") == 1
@@ -605,7 +615,7 @@ class TestLogin:
         django_user_model.objects.update(is_active=False)
         everifin.end_sessions()
         response = everifin_connect(another := Client(), door="login")
-        assert response.status_code == 400
+        assert response.status_code == 403
         page = Page(response)
         assert page.text["h1"] == "Nobody here has this Everifin account"
         assert page.links["Log in"] == resolve_url(settings.LOGIN_URL)
@@ -633,6 +643,17 @@ class TestLogin:
         assert everifin_connect(client, door="login").status_code == 400
         assert not django_user_model.objects.exists()
         assert everifin.live_sessions("alice") == 0
+
+    @pytest.mark.parametrize("claims", [{"aud": "another"}, {"exp": 1}])
+    def test_what_is_wrong_with_an_id_token_is_not_said_to_be_the_visitors_fault(
+        self, everifin, everifin_connect, client, claims
+    ):
+        everifin.id_token_hook = lambda headers, given: (headers, {**given, **claims})
+        response = everifin_connect(client, door="login")
+        assert response.status_code == 400
+        page = Page(response)
+        assert page.text["h1"] == "Everifin could not finish this"
+        assert page.links["Start again"] == LOGIN
 
     def test_a_failure_after_the_grant_is_stored_leaves_it_alive(
         self, everifin, everifin_connect, client
@@ -696,7 +717,8 @@ class TestTokenEndpointFails:
         ids=str,
     )
     @pytest.mark.parametrize("door", [LOGIN, CONNECT])
-    def test_an_outage_is_503_with_retry_after(self, client, user, everifin, fault, door):
+    def test_an_outage_is_503_with_retry_after(self, client, user, everifin, fault, door, caplog):
+        caplog.set_level(logging.INFO, "everifin_django.security")
         everifin.sleep = [].append
         if door == CONNECT:
             client.force_login(user)
@@ -711,6 +733,7 @@ class TestTokenEndpointFails:
         page.assert_is_in_order()
         assert page.text["h1"] == "Everifin does not answer at the moment"
         assert page.links == {"Start again": door, "Go to the start page": "/"}
+        assert "with Everifin was not finished: unavailable." in caplog.text
         assert user_of(client) == before
         assert not BankToken.objects.exists()
 
@@ -817,6 +840,31 @@ class TestLogout:
         assert strict.post(door).status_code == 403
         assert user_of(browser) is not None
         assert everifin.live_sessions("alice") == 1
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            {"status": 500},
+            {"status": 429},
+            {"html": True},
+            {"lost": "before"},
+            {"lost": "after"},
+            {"latency_seconds": 60},
+        ],
+        ids=str,
+    )
+    def test_however_everifin_fails_the_local_part_is_done_by_the_deadline(
+        self, everifin, everifin_connect, client, settings, fault
+    ):
+        everifin_connect(client, door="login")
+        slept: list[float] = []
+        everifin.sleep = slept.append
+        everifin.faults.add("logout", **fault)
+        assert client.post(LOGOUT).status_code == 302
+        assert user_of(client) is None
+        assert BankToken.objects.get().refresh_ciphertext == ""
+        assert PendingRevocation.objects.count() == 1
+        assert sum(slept) <= 10
 
     @pytest.mark.parametrize("door", ["login", "connect"])
     def test_everifin_may_be_down(self, everifin, everifin_connect, client, user, door):
@@ -988,6 +1036,9 @@ class TestAtomicRequests:
 
 
 def test_nothing_else_is_asked(everifin, everifin_connect, client):
-    """A whole login asks the token endpoint once, and for the keys once."""
+    """A whole login asks the token endpoint once, and only the first one for the keys."""
     everifin_connect(client, door="login")
     assert everifin.calls == {"auth": 1, "token.authorization_code": 1, "token": 1, "certs": 1}
+    everifin.calls.clear()
+    everifin_connect(Client(), door="login")
+    assert everifin.calls == {"auth": 1, "token.authorization_code": 1, "token": 1}
