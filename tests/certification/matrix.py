@@ -13,9 +13,10 @@ from everifin_django.conf import conf
 from everifin_django.identity import forget_signing_keys
 from everifin_django.refresh import client_pause
 from everifin_django.testing.adapter import mount
+from tests.certification.beside import BESIDE
 from tests.certification.cases import DOES_NOT_APPLY, Case
 from tests.certification.parties import NO_SUCH_FEATURE, OURS, PARTIES, PLAIN, Party, Visit
-from tests.certification.plans import CASES, PLANS
+from tests.certification.plans import CASES, PLANS, SUITE
 from tests.certification.provider import AFTER_LOGOUT, Provider
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "certification.md"
@@ -34,7 +35,8 @@ INTRODUCTION = """\
 The OpenID Foundation certifies relying parties by its conformance suite: in each test a provider
 does one thing, right or wrong, and a relying party has to take it as it should. The tables below
 are those tests, under the suite's names, played against the pretend Everifin of this package. They
-mirror the suite; they are not the suite, and no certificate.
+mirror the suite; they are not the suite, and no certificate. The last table has what can go wrong
+with a login although no test of the suite asks about it, under names of our own.
 
 `python -m tests.certification` plays them, by the same code for `everifin-django` and, for
 comparison, for mozilla-django-oidc {version}, and writes this page. Every login begins at the
@@ -52,6 +54,7 @@ comparison decides nothing.
 - *error 500*: nobody is logged in, because the site failed. The suite looks on from the provider's
   side and could not tell this from a refusal, so the sums name these apart.
 - *stopped*: the refreshed tokens are not used.
+- *asked to come back later*: by an answer of 503 with `Retry-After`.
 - **Bold** is what is wrong.
 
 Two things to know on the way to a certificate: the suite ends most tests when UserInfo is asked,
@@ -61,7 +64,7 @@ tests named here, such as pushed authorization requests and sender-constrained t
 
 
 class Sums(NamedTuple):
-    """Over all cases: *crashed* are those of the wrong ones that ended in a server error."""
+    """Over some cases: *crashed* are those of the wrong ones that ended in a server error."""
 
     cases: int
     right: int
@@ -109,8 +112,8 @@ def is_wrong(case: Case, observed: str) -> bool:
     return observed not in (*case.right, NO_SUCH_FEATURE)
 
 
-def sums(rows: Sequence[Row], party: Party) -> Sums:
-    observed = [(case, row[party.name]) for case, row in zip(CASES, rows, strict=True)]
+def sums(cases: Sequence[Case], rows: Sequence[Row], party: Party) -> Sums:
+    observed = [(case, row[party.name]) for case, row in zip(cases, rows, strict=True)]
     wrong = [outcome for case, outcome in observed if is_wrong(case, outcome)]
     without_feature = sum(outcome == NO_SUCH_FEATURE for _, outcome in observed)
     not_applicable = sum(outcome == DOES_NOT_APPLY for _, outcome in observed)
@@ -133,8 +136,7 @@ def table(rows: Sequence[Row]) -> str:
         lines.append((case.name, " or ".join(case.right), *marked))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    totals = [f"{party.name}: {sums(rows, party)}" for party in PARTIES]
-    return "\n".join([*text, "", *totals, ""])
+    return "\n".join([*text, "", *_totals(rows, ""), ""])
 
 
 def document(rows: Sequence[Row]) -> str:
@@ -146,8 +148,17 @@ def document(rows: Sequence[Row]) -> str:
         lines = [f"## {title}", "", header, "|---|---|---|---|---|"]
         lines += [_line(case, observed[case.name]) for case in cases]
         parts.append("\n".join([*lines, *_notes(cases), ""]))
-    totals = [f"- `{party.name}`: {sums(rows, party)}" for party in PARTIES]
+    totals = [f"- {total}" for total in _totals(rows, "`")]
     return "\n".join([*parts, "## Sums", "", *totals, ""])
+
+
+def _totals(rows: Sequence[Row], quote: str) -> list[str]:
+    parts = {"the suite": (SUITE, rows[: len(SUITE)]), "beside it": (BESIDE, rows[len(SUITE) :])}
+    return [
+        f"{quote}{party.name}{quote}, {part}: {sums(cases, observed, party)}"
+        for part, (cases, observed) in parts.items()
+        for party in PARTIES
+    ]
 
 
 def _line(case: Case, row: Row) -> str:

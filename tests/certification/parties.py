@@ -41,6 +41,12 @@ class Party(Protocol):
     def start(self, browser: Client) -> str:
         """Begin a login, and return the address of the provider the visitor is sent to."""
 
+    def start_once_more(self, browser: Client) -> str:
+        """The same for a visitor who is logged in already."""
+
+    def callback(self) -> str:
+        """Return where visitors come back to."""
+
     def ask_userinfo(self, visit: Visit) -> bool:
         """Go the way on which UserInfo is asked; did it end well?"""
 
@@ -66,22 +72,27 @@ class Visit:
         self.subject = provider.add_user(self.username)
         self.browser = Client(raise_request_exception=False)
         self.asked_for: Mapping[str, list[str]] = {}
+        self.answer: Any = None
+
+    @property
+    def user_pk(self) -> str | None:
+        user_pk: str | None = self.browser.session.get("_auth_user_id")
+        return user_pk
 
     @property
     def is_logged_in(self) -> bool:
-        return "_auth_user_id" in self.browser.session
+        return self.user_pk is not None
 
     def log_in(self) -> str:
         """Go to the provider and come back; return what a bystander sees of it."""
         url = self.party.start(self.browser)
         self.asked_for = parse_qs(urlsplit(url).query)
-        response = self.browser.get(self.provider.authorize(url, self.username))
-        if response.status_code >= 500:
-            return f"error {response.status_code}"
-        user_pk = self.browser.session.get("_auth_user_id")
-        if user_pk is None:
+        self.answer = self.browser.get(self.provider.authorize(url, self.username))
+        if self.answer.status_code >= 500:
+            return f"error {self.answer.status_code}"
+        if self.user_pk is None:
             return REFUSED
-        user = get_user_model().objects.get(pk=user_pk)
+        user = get_user_model().objects.get(pk=self.user_pk)
         is_visitor = user.email == f"{self.username}@example.test"
         return LOGGED_IN if is_visitor else LOGGED_IN_AS_ANOTHER
 
@@ -94,6 +105,13 @@ class Ours:
 
     def start(self, browser: Client) -> str:
         return str(browser.post(reverse("everifin_django:login"))["Location"])
+
+    def start_once_more(self, browser: Client) -> str:
+        """Who is logged in can connect."""
+        return str(browser.post(reverse("everifin_django:connect"))["Location"])
+
+    def callback(self) -> str:
+        return reverse("everifin_django:callback")
 
     def ask_userinfo(self, visit: Visit) -> bool:
         """UserInfo is asked only about who connects without an ID token."""
@@ -142,6 +160,12 @@ class Plain:
 
     def start(self, browser: Client) -> str:
         return str(browser.get(reverse("oidc_authentication_init"))["Location"])
+
+    def start_once_more(self, browser: Client) -> str:
+        return self.start(browser)
+
+    def callback(self) -> str:
+        return reverse("oidc_authentication_callback")
 
     def ask_userinfo(self, visit: Visit) -> bool:
         return visit.log_in() == LOGGED_IN

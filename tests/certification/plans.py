@@ -1,9 +1,10 @@
-"""All cases, by the profile of the conformance suite they belong to."""
+"""All cases, by the profile of the conformance suite they belong to; last those beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tests.certification.beside import BESIDE
 from tests.certification.cases import BASIC, CONFIG, CORE, FAPI_2, REFRESH, Case
 from tests.certification.logout import BACK_CHANNEL, RP_INITIATED
 
@@ -15,5 +16,7 @@ PLANS: Mapping[str, tuple[Case, ...]] = {
     "RP-initiated logout": RP_INITIATED,
     "Back-channel logout": BACK_CHANNEL,
     "FAPI 2.0 security profile, client": FAPI_2,
+    "Beside the suite": BESIDE,
 }
 CASES = tuple(case for cases in PLANS.values() for case in cases)
+SUITE = CASES[: -len(BESIDE)]

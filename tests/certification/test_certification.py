@@ -7,7 +7,7 @@ import pytest
 from tests.certification import matrix
 from tests.certification.cases import BASIC, CONFIG, FAPI, OIDCC, REFRESH, Case
 from tests.certification.parties import NO_SUCH_FEATURE, OURS, PLAIN, REFUSED
-from tests.certification.plans import CASES
+from tests.certification.plans import CASES, SUITE
 
 pytestmark = pytest.mark.django_db
 
@@ -69,12 +69,13 @@ class TestTable:
         rows[0][PLAIN.name] = REFUSED
         rows[1][PLAIN.name] = "error 500"
         rows[2][PLAIN.name] = NO_SUCH_FEATURE
-        total = len(CASES)
-        assert matrix.sums(rows, OURS) == matrix.Sums(total, total - 1, 0, 0, 0, 1)
-        assert matrix.sums(rows, PLAIN) == matrix.Sums(total, total - 4, 2, 1, 1, 1)
+        total, beside = len(SUITE), len(CASES) - len(SUITE)
+        assert matrix.sums(SUITE, rows[:total], OURS) == matrix.Sums(total, total - 1, 0, 0, 0, 1)
+        assert matrix.sums(SUITE, rows[:total], PLAIN) == matrix.Sums(total, total - 4, 2, 1, 1, 1)
         printed = matrix.table(rows)
         assert printed.count("(WRONG)") == 2
-        assert f"{PLAIN.name}: {total} cases: {total - 4} right, 2 wrong" in printed
+        assert f"{PLAIN.name}, the suite: {total} cases: {total - 4} right, 2 wrong" in printed
+        assert f"{PLAIN.name}, beside it: {beside} cases: {beside} right, 0 wrong" in printed
         page = matrix.document(rows)
         assert page.count("| **refused** |") == page.count("| **error 500** |") == 1
 
