@@ -94,7 +94,7 @@ class TestLogin:
         everifin_connect(client, door="login")
         User.objects.update(is_active=False)
         assert not user_of(client).is_authenticated
-        assert everifin_connect(Client(), door="login").status_code == 400
+        assert everifin_connect(Client(), door="login").status_code == 403
         # The grant of the second login is ended; a bulk update has sent no signal for the first.
         assert everifin.live_sessions() == 1
         User.objects.get().save()
