@@ -166,6 +166,10 @@ class _Reader(HTMLParser):
         kind = attributes.get("type", "text")
         if tag == "select":
             self._select = attributes["name"]
+        elif tag == "input" and kind == "submit":
+            form.buttons[attributes.get("value", "")] = {
+                attributes["name"]: attributes.get("value", "")
+            }
         elif tag == "input" and (kind not in {"checkbox", "radio"} or "checked" in attributes):
             form.fields[attributes["name"]] = attributes.get("value", "")
 
