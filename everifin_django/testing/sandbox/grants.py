@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 import logging
 import uuid
@@ -198,7 +199,9 @@ class Rules(RequestValidator):
     def get_code_challenge(self, code: str, request: Request) -> str | None:
         challenge: str | None = request.code_details["code_challenge"]
         if challenge is not None and not request.code_verifier:
-            raise errors.InvalidGrantError("PKCE verification failed")
+            raise errors.InvalidGrantError("PKCE code verifier not specified")
+        if challenge is not None and not _same(challenge, _s256(request.code_verifier)):
+            raise errors.InvalidGrantError("PKCE verification failed: Code mismatch")
         return challenge
 
     def get_code_challenge_method(self, code: str, request: Request) -> str:
@@ -423,6 +426,12 @@ def _basic_credentials(header: str) -> tuple[str, str]:
         return "", ""
     client_id, _, secret = decoded.partition(":")
     return unquote_plus(client_id), unquote_plus(secret)
+
+
+def _s256(code_verifier: str) -> str:
+    """Source: RFC 7636, section 4.2."""
+    digest = hashlib.sha256(code_verifier.encode()).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def _same(given: str, expected: str) -> bool:
