@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +10,9 @@ import pytest
 from django.db import connection
 
 from everifin_django.models import BankToken
+from tests.keycloak import distribution
+from tests.keycloak.server import Keycloak, Realm, keycloak
+from tests.servers import AbsentError
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +51,21 @@ def age() -> Callable[..., None]:
         )
 
     return age
+
+
+@pytest.fixture(scope="session")
+def real_keycloak(worker_id: str) -> Iterator[Keycloak]:
+    """Give a running Keycloak, started once; none where processes share the tests."""
+    if worker_id != "master":
+        pytest.skip("Keycloak is started for one process of tests: pytest -m keycloak -n 0")
+    try:
+        with keycloak(distribution.chosen_version()) as server:
+            yield server
+    except AbsentError as absence:
+        pytest.skip(f"Keycloak: {absence}")
+
+
+@pytest.fixture(scope="session")
+def realm(real_keycloak: Keycloak) -> Realm:
+    """Give the realm ``everifin_app`` of a running Keycloak, with alice and bob."""
+    return real_keycloak.import_realm("everifin_app")

@@ -1,4 +1,7 @@
-"""``manage.py test``: the whole suite, by pytest, on every database this machine has."""
+"""
+``manage.py test``: the whole suite, by pytest, on every database this machine has; then what talks
+to a real Keycloak, once.
+"""
 
 import argparse
 import os
@@ -9,16 +12,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
+from tests.keycloak import distribution
 from tests.servers import DATABASES, AbsentError, ServerError
 
 CHECKOUT = Path(__file__).parent.parent
+KEYCLOAK = "keycloak"
+# One process: Keycloak is started once, and its settings are changed by the tests.
+WITH_KEYCLOAK = ("-m", KEYCLOAK, "--numprocesses=0")
 # Gives the address of a database for as long as the block lasts.
 Database = Callable[[], AbstractContextManager[str]]
 
@@ -63,19 +70,39 @@ class Run(NamedTuple):
         return f"{self.name:10} {self.remark or f'{self.counts}, {self.seconds:.0f} seconds'}"
 
 
+@contextmanager
+def keycloak_database() -> Iterator[str]:
+    """
+    Give the database of the run with Keycloak, once that is installed.
+
+    Errors: AbsentError if it cannot be had.
+    """
+    distribution.installed(distribution.chosen_version())
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(DATABASES["postgres"]())
+        except AbsentError:
+            url = stack.enter_context(DATABASES["sqlite"]())
+        yield url
+
+
+RUNS: dict[str, Database] = {**DATABASES, KEYCLOAK: keycloak_database}
+
+
 def chosen_databases(names: str | None, environ: Mapping[str, str]) -> dict[str, Database]:
     """
-    Return the databases to run on: DATABASE_URL's alone if it is set, else *names*, else all.
+    Return the databases to run on: DATABASE_URL's alone if it is set, else *names*, else all, and
+    the one of the run with Keycloak.
 
     Errors: ValueError if *names*, separated by commas, has one we do not know.
     """
     if url := environ.get("DATABASE_URL"):
         return {urlsplit(url).scheme: lambda: nullcontext(url)}
     if names is None:
-        return DATABASES
-    if unknown := set(names.split(",")) - set(DATABASES):
-        raise ValueError(f"{', '.join(sorted(unknown))}: choose from {', '.join(DATABASES)}")
-    return {name: DATABASES[name] for name in names.split(",")}
+        return RUNS
+    if unknown := set(names.split(",")) - set(RUNS):
+        raise ValueError(f"{', '.join(sorted(unknown))}: choose from {', '.join(RUNS)}")
+    return {name: RUNS[name] for name in names.split(",")}
 
 
 class EveryDatabase:
@@ -84,7 +111,7 @@ class EveryDatabase:
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--databases", metavar="NAME,...", help=f"choose from {', '.join(DATABASES)}")
+        add("--databases", metavar="NAME,...", help=f"choose from {', '.join(RUNS)}")
         add("--parallel", dest="workers", default="auto", help="processes (default: one per core)")
         add("--seed", type=int, help="repeat the order of an earlier run")
         add("--no-coverage", dest="measures", action="store_false")
@@ -110,6 +137,8 @@ class EveryDatabase:
         for ending in (signal.SIGINT, signal.SIGTERM):
             signal.signal(ending, lambda *_: sys.exit("Ended before the last test."))
         arguments = [*self.arguments, *labels]
+        if arguments and self.databases is None:  # only the whole suite goes as far as Keycloak
+            databases = {name: found for name, found in databases.items() if name != KEYCLOAK}
         self.measures = self.measures and not arguments  # a part of the suite covers only a part
         with tempfile.TemporaryDirectory(prefix="everifin-tests-") as directory:
             runs = [
@@ -125,6 +154,8 @@ class EveryDatabase:
         self, name: str, database: Database, arguments: Sequence[str], directory: Path
     ) -> Run:
         print(f"\n== {name} ==", flush=True)
+        if name == KEYCLOAK:
+            arguments = [*arguments, *WITH_KEYCLOAK]
         started = time.monotonic()
         try:
             with database() as url:

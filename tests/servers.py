@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,7 @@ class Home:
 
     directory: Path
     owner: dict[str, Any]
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         # A session of its own: Ctrl-C ends the tests first, and then we end the server.
@@ -118,6 +119,7 @@ class Home:
             return subprocess.Popen(
                 command,
                 cwd=self.directory,
+                env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -131,11 +133,15 @@ class Home:
 
     @contextmanager
     def serving(
-        self, *command: str, is_ready: Callable[[], bool], stop: signal.Signals
+        self,
+        *command: str,
+        is_ready: Callable[[], bool],
+        stop: signal.Signals,
+        start_seconds: float = START_SECONDS,
     ) -> Iterator[None]:
         """Keep the server of *command* running, and ready for connections, inside the block."""
         server = self.start(*command)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + start_seconds
         try:
             while not is_ready():
                 if server.poll() is not None or time.monotonic() > deadline:
@@ -147,7 +153,7 @@ class Home:
             try:
                 server.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                server.kill()
+                os.killpg(server.pid, signal.SIGKILL)  # with what it started in turn
                 server.wait()
 
     @property

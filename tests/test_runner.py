@@ -34,7 +34,7 @@ def test_a_run_of_no_tests_failed(tmp_path):
 
 
 def test_all_databases_are_chosen_by_default():
-    assert list(chosen_databases(None, {})) == ["sqlite", "postgres", "mariadb"]
+    assert list(chosen_databases(None, {})) == ["sqlite", "postgres", "mariadb", "keycloak"]
 
 
 def test_databases_are_chosen_by_name():
@@ -42,7 +42,7 @@ def test_databases_are_chosen_by_name():
 
 
 def test_an_unknown_database_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="oracle: choose from sqlite, postgres, mariadb"):
+    with pytest.raises(ValueError, match="oracle: choose from sqlite, postgres, mariadb, keycloak"):
         chosen_databases("sqlite,oracle", {})
 
 
@@ -66,6 +66,21 @@ def test_an_absent_database_fails_only_who_asked_for_it(tmp_path, asked_for, fai
 
     run = EveryDatabase(databases=asked_for).run_on("absent", absent, [], tmp_path)
     assert run == Run("absent", Counts(failed=failed), remark="not installed")
+
+
+@pytest.mark.parametrize(("labels", "is_played"), [([], True), (["tests/test_conf.py"], False)])
+def test_a_part_of_the_suite_does_not_start_keycloak(monkeypatch, labels, is_played):
+    played = []
+
+    def note(self, name, *_):
+        played.append(name)
+        return Run(name, Counts(1))
+
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(EveryDatabase, "run_on", note)
+    EveryDatabase(measures=False).run_tests(labels)
+    assert ("keycloak" in played) == is_played
 
 
 @pytest.mark.parametrize(("failed", "status"), [(0, 0), (1, 1)])
