@@ -1,7 +1,8 @@
-"""Which transactions to show."""
+"""Which transactions to show, and what to pay."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime, time
 from typing import Any
 
@@ -9,6 +10,7 @@ from django import forms
 from django.utils import timezone
 
 from everifin_django.bank import Direction
+from everifin_django.exceptions import InvalidRequestError
 
 MONTHS_AT_FIRST = 6
 
@@ -54,3 +56,28 @@ def at_first() -> dict[str, str]:
     today = timezone.now().date()
     months = today.year * 12 + today.month - MONTHS_AT_FIRST
     return {"booked_from": date(months // 12, months % 12 + 1, 1).isoformat()}
+
+
+class PaymentForm(forms.Form):
+    """Whom to pay, and how much. What Everifin's own rules are, ``SinglePayment`` knows."""
+
+    sender_iban = forms.ChoiceField(label="From your account")
+    recipient_name = forms.CharField(label="To", max_length=140)
+    recipient_iban = forms.CharField(label="IBAN", max_length=50)
+    amount = forms.DecimalField(max_digits=12, decimal_places=2)
+    currency = forms.ChoiceField(choices=[("EUR", "EUR"), ("CZK", "CZK")])
+    variable_symbol = forms.CharField(max_length=10, required=False)
+    payment_message = forms.CharField(label="Message", max_length=140, required=False)
+
+    def __init__(self, *args: Any, accounts: list[Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        choices = [(one.iban, f"{one.name or 'Account'} {one.iban}") for one in accounts]
+        self.fields["sender_iban"].choices = choices  # type: ignore[attr-defined]
+
+    def add_refusal(self, error: InvalidRequestError) -> None:
+        """Put what everifin_django refused beside the field it is about."""
+        name = re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", error.field or "")
+        text = "This is not a valid IBAN." if error.rule == "iban" else "Please check this."
+        if name == "redirect_url":
+            text = "Open this site by an address with a dot, such as http://127.0.0.1:8000."
+        self.add_error(name if name in self.fields else None, text)

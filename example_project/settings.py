@@ -3,7 +3,8 @@ Settings of the example site, all from the environment.
 
 ======================== =========================================================================
 ``EVERIFIN_...``         the settings of everifin_django, under their own names; lists are
-                         separated by commas, switches are 1 or 0, mappings are JSON
+                         separated by commas, switches are 1 or 0, mappings are JSON;
+                         EVERIFIN_SCOPES has pis too, because the site pays
 ``DATABASE_URL``         as dj-database-url reads it; a SQLite file beside this one
 ``SECRET_KEY``           needed unless DEBUG is on
 ``ALLOWED_HOSTS``        separated by commas; with DEBUG, this machine
@@ -46,7 +47,7 @@ DEBUG: bool = read("DEBUG", flag, IS_AT_A_DESK)
 
 # Everifin
 
-EVERIFIN: dict[str, Any] = everifin_settings()
+EVERIFIN: dict[str, Any] = {"EVERIFIN_SCOPES": "openid ais pis", **everifin_settings()}
 if DEBUG:
     if not SANDBOX.keys() & EVERIFIN.keys():
         EVERIFIN |= SANDBOX

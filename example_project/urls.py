@@ -4,12 +4,17 @@ from django.contrib import admin
 from django.contrib.auth.views import LoginView
 from django.urls import include, path
 
-from example_project import views
+from example_project import paying, views
 
 urlpatterns = [
     path("", views.home, name="home"),
     path("accounts/", views.accounts, name="accounts"),
     path("accounts/<str:account_id>/", views.account, name="account"),
+    path("pay/", paying.pay, name="pay"),
+    path("pay/confirm/", paying.confirm, name="confirm_payment"),
+    path("pay/back/", paying.back, name="payment_back"),
+    path("pay/go-on/", paying.go_on, name="go_on_paying"),
+    path("pay/state/", paying.state, name="payment"),
     path("login/", LoginView.as_view(redirect_authenticated_user=True), name="login"),
     path("everifin/", include("everifin_django.urls")),
     path("admin/", admin.site.urls),

@@ -19,6 +19,7 @@ from example_project.browser import Browser, Page
 
 LONGEST_SECONDS = 55
 READS = 5
+PAYEE = "SK3112000000198742637541"
 
 Step = Callable[["Walk"], Iterator[str]]
 
@@ -157,6 +158,30 @@ def read_her_accounts(walk: Walk) -> Iterator[str]:
     expect(balances, "balances", walk.browser.page)
     yield f"balances {', '.join(balances)}"
     walk.account_of_alice = accounts_on(walk.browser.page)[0][1]
+
+
+@step("pay, and confirm at the bank")
+def pay_and_confirm_at_the_bank(walk: Walk) -> Iterator[str]:
+    sender = walk.ibans()[0]
+    walk.open("/pay/")
+    page = walk.browser.press(
+        "Next",
+        sender_iban=sender,
+        recipient_name="Anna",
+        recipient_iban=PAYEE,
+        amount="12.30",
+        currency="EUR",
+    )
+    expect(page.path == "/pay/confirm/", "to be asked whether it is right", page)
+    page = walk.browser.press("Confirm and go to the bank")
+    expect(page.url.startswith(walk.sandbox), "the bank's page", page)
+    bank = page.heading
+    page = walk.browser.press("Confirm")
+    expect_equal("state", page.first("payment-state"), "Paid")
+    calls = walk.state()["calls"]
+    expect_equal("payments sent", calls.get("api.payments"), 1)
+    yield f"{bank!r} confirmed, back at {page.path}, {page.first('payment-state')!r}"
+    yield f"payments sent {calls['api.payments']}"
 
 
 @step("log out")
