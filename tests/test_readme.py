@@ -66,8 +66,6 @@ def test_every_call_and_fixture_it_names_is_there():
     calls = re.findall(r"^\| `(\w+)\(", README, re.MULTILINE)
     assert len(calls) == 11
     assert all(hasattr(Client, call) for call in calls)
-    fixtures = re.findall(
-        r"^\| `(everifin\w*)` \| (?:the sandbox|`everifin_connect)", README, re.MULTILINE
-    )
-    assert fixtures == ["everifin", "everifin_connect"]
+    fixtures = re.findall(r"`(everifin(?:_user|_login|_connect)?)`", section("Test your site"))
+    assert set(fixtures) == {"everifin", "everifin_user", "everifin_login", "everifin_connect"}
     assert all(hasattr(plugin, name) for name in fixtures)

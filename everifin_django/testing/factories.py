@@ -17,7 +17,7 @@ from django.utils import timezone
 from everifin_django.conf import conf
 from everifin_django.crypto import Place, Purpose, active_key, seal
 from everifin_django.identity import Identity
-from everifin_django.models import BankToken, PendingRevocation, SpentState
+from everifin_django.models import BankToken, LoginSession, PendingRevocation, SpentState
 from everifin_django.secret import Secret
 
 
@@ -98,3 +98,14 @@ class SpentStateFactory(factory.django.DjangoModelFactory):
         model = SpentState
 
     digest = factory.Sequence(lambda number: f"{number:064x}")
+
+
+class LoginSessionFactory(factory.django.DjangoModelFactory):
+    """A session of the site that a login with Everifin began."""
+
+    class Meta:
+        model = LoginSession
+
+    session_key = factory.Sequence(lambda number: f"{number:032x}")
+    idp_session = factory.LazyFunction(lambda: str(uuid.uuid4()))
+    identity_digest = factory.Sequence(lambda number: f"{number:064x}")

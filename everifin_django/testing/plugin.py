@@ -16,66 +16,56 @@ import pytest
 if TYPE_CHECKING:
     from django.test import Client
 
-    from everifin_django.testing.sandbox import Sandbox
+    from everifin_django.testing.everifin import Everifin
 
 
 @pytest.fixture
-def everifin() -> Iterator[Sandbox]:
+def everifin() -> Iterator[Everifin]:
     """
     Give the sandbox that answers for Everifin in this test; every other host is refused.
 
     Its addresses and client are those of the site's settings when the test begins. Needs the extra
     ``sandbox``.
     """
-    from everifin_django.conf import conf
-    from everifin_django.identity import forget_signing_keys
-    from everifin_django.refresh import client_pause
-    from everifin_django.testing.adapter import mount
-    from everifin_django.testing.sandbox import Sandbox
+    from everifin_django.testing.everifin import pretend_everifin
 
-    sandbox = Sandbox(
-        idp_url=conf.idp_url,
-        api_url=conf.api_url,
-        realm=conf.realm,
-        client_id=conf.client_id,
-        client_secret=conf.client_secret,
-        redirect_uris=_callbacks(),
-    )
-    forget_signing_keys()
-    client_pause.end()
-    with mount(sandbox):
+    with pretend_everifin() as sandbox:
         yield sandbox
-    forget_signing_keys()
 
 
 @pytest.fixture
-def everifin_connect(everifin: Sandbox) -> Callable[..., Any]:
-    """
-    Give a function that takes a test client through the site's real views, to Everifin and back.
+def everifin_user(everifin: Everifin, db: None) -> Any:
+    """Give a user of the site with a live connection, who is alice at Everifin."""
+    return everifin.make_user()
 
-    ``everifin_connect(client)`` connects the user whom the client is logged in as;
-    ``everifin_connect(client, door="login")`` logs a visitor in. *username* is who signs in at
-    Everifin, *data* what the form sends (``next="/accounts/"``). Returns the callback's response.
+
+@pytest.fixture
+def everifin_login(everifin: Everifin, db: None) -> Callable[..., Any]:
+    """
+    Give a function that logs a test client in with Everifin, through the site's real views.
+
+    *username* is who signs in at Everifin, *data* what the form sends (``next="/accounts/"``).
+    Returns the callback's response.
+    """
+
+    def login(client: Client, username: str = "alice", **data: str) -> Any:
+        return everifin.visit(client, "login", username, **data)
+
+    return login
+
+
+@pytest.fixture
+def everifin_connect(everifin: Everifin, db: None) -> Callable[..., Any]:
+    """
+    Give a function that connects the user whom a test client is logged in as, through the site's
+    real views.
+
+    Takes and returns what `everifin_login` does; ``door="login"`` logs a visitor in instead.
     """
 
     def connect(
         client: Client, username: str = "alice", *, door: str = "connect", **data: str
     ) -> Any:
-        from django.urls import reverse
-
-        start = client.post(reverse(f"everifin_django:{door}"), data)
-        return client.get(everifin.authorize(start["Location"], username))
+        return everifin.visit(client, door, username, **data)
 
     return connect
-
-
-def _callbacks() -> tuple[str, ...]:
-    """Where the site's callback is, for Django's test client."""
-    from django.urls import reverse
-
-    from everifin_django.conf import conf
-
-    if conf.redirect_uri:
-        return (conf.redirect_uri,)
-    path = reverse("everifin_django:callback")
-    return (f"http://testserver{path}", f"https://testserver{path}")

@@ -283,7 +283,7 @@ class Rules(RequestValidator):
             "iat": now,
             "auth_time": int(request.session.auth_time),
             # Keycloak's token ids have a prefix as well. Here it lets expire_access_tokens() work.
-            "jti": f"{self.state.generation}:{uuid.uuid4()}",
+            "jti": f"{self.state.generation(request.user.sub)}:{uuid.uuid4()}",
             "iss": self.state.issuer,
             "aud": "account",
             "sub": request.user.sub,
@@ -396,7 +396,8 @@ def read_access_token(state: State, token: str) -> dict[str, Any] | None:
     claims = state.signer.verify(token)
     if claims is None or claims.get("iss") != state.issuer:
         return None
-    is_of_today = str(claims.get("jti")).partition(":")[0] == state.generation
+    generation = state.generation(str(claims.get("sub")))
+    is_of_today = str(claims.get("jti")).partition(":")[0] == generation
     return claims if is_of_today and state.now() < claims.get("exp", 0) else None
 
 

@@ -183,14 +183,21 @@ class State:
 
     # Switches
 
-    def expire_access_tokens(self) -> None:
-        """Make the bank API answer 401 to every access token issued until now."""
-        self.store.count_up("generation")
+    def expire_access_tokens(self, username: str | None = None) -> None:
+        """Make the bank API answer 401 to every access token issued until now (to one user)."""
+        if username is None:
+            self.store.count_up("generation")
+        else:
+            self.expire_tokens_of(self.user(username).sub)
 
-    @property
-    def generation(self) -> str:
-        """The number access tokens of today carry; those with another one count as expired."""
-        return self.store.meta("generation", "0")
+    def expire_tokens_of(self, sub: str) -> None:
+        self.store.count_up(f"generation of {sub}")
+
+    def generation(self, sub: str) -> str:
+        """What access tokens of today carry for this user; those with another count as expired."""
+        return (
+            f"{self.store.meta('generation', '0')}.{self.store.meta(f'generation of {sub}', '0')}"
+        )
 
     def end_sessions(self, username: str | None = None) -> None:
         """End every session (of one user), so that a refresh is answered "Session not active"."""

@@ -1,0 +1,158 @@
+"""
+The pretend Everifin of a site's test: the sandbox, and what ties it to the site's users.
+
+Stands behind the pytest fixtures of `everifin_django.testing.plugin` and the test cases of
+`everifin_django.testing.testcases` alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
+
+from django.contrib import auth
+from django.http import QueryDict
+from django.urls import reverse
+from django.utils import timezone
+
+from everifin_django import oauth, tokens
+from everifin_django.backends import EverifinBackend
+from everifin_django.conf import conf
+from everifin_django.identity import Identity, forget_signing_keys
+from everifin_django.models import BankToken
+from everifin_django.refresh import client_pause
+from everifin_django.secret import Secret
+from everifin_django.testing.adapter import mount
+from everifin_django.testing.sandbox import Sandbox
+from everifin_django.testing.sandbox.grants import identity
+
+if TYPE_CHECKING:
+    from django.test import Client
+
+
+class Everifin(Sandbox):
+    """A sandbox that knows the site under test."""
+
+    def make_user(self, username: str = "alice") -> Any:
+        """
+        Return a new user of the site with a live connection, made the way a first login makes one.
+
+        Errors: RuntimeError if the site's backend makes none; `connect` takes a user of your own.
+        """
+        claims = {"iss": self.issuer, **identity(self.user(username))}
+        user = _backend().create_user(claims)
+        if user is None:
+            raise RuntimeError(
+                "The site's Everifin backend makes no user here. Make one yourself, "
+                "and give it to everifin.connect(user)."
+            )
+        self.connect(user, username)
+        return user
+
+    def connect(self, user: Any, username: str = "alice", *, scope: str = "") -> BankToken:
+        """
+        Return the connection that *user* of the site has from now on, to *username* at Everifin.
+
+        The short cut past the site's views: a login code is redeemed as they do it, and the grant
+        stored. One request in this process, and some seven queries. *scope* defaults to that of the
+        settings.
+        """
+        callback = callbacks()[0]
+        query = {
+            "client_id": conf.client_id,
+            "redirect_uri": callback,
+            "response_type": "code",
+            "scope": scope or conf.scopes,
+        }
+        back = self.authorize(f"{conf.endpoint('auth')}?{urlencode(query)}", username)
+        granted = oauth.exchange_code(
+            Secret(_code_of(back)), redirect_uri=callback, code_verifier=None
+        )
+        who = Identity(self.issuer, self.user(username).sub)
+        return tokens.keep(user, granted, who)
+
+    def visit(self, client: Client, door: str, username: str = "alice", **data: str) -> Any:
+        """
+        Take *client* through the site's real views, to Everifin and back: *door* is "login" or
+        "connect", *data* what its form sends. Returns the callback's response.
+        """
+        start = client.post(reverse(f"everifin_django:{door}"), data)
+        return client.get(self.authorize(start["Location"], username))
+
+    def expire_access_token(self, user: Any) -> None:
+        """
+        Let the access token of *user* be as good as expired, here and at Everifin: as if its time
+        had passed, without moving any clock. The connection lives; the next use refreshes.
+
+        Errors: BankToken.DoesNotExist if the user has no connection.
+        """
+        connection = BankToken.objects.get(user=user)
+        self.expire_tokens_of(self._claims(connection).get("sub", ""))
+        if connection.access_expires_at is None or connection.asked_at is None:
+            return
+        passed = connection.access_expires_at - timezone.now()
+        BankToken.objects.filter(pk=connection.pk).update(
+            asked_at=connection.asked_at - passed,
+            access_expires_at=connection.access_expires_at - passed,
+        )
+
+    def end_grant(self, user: Any) -> None:
+        """
+        Let *user* have ended the grant at Everifin: the next use finds that out, and the user has
+        to connect again.
+
+        Errors: BankToken.DoesNotExist if the user has no connection.
+        """
+        claims = self._claims(BankToken.objects.get(user=user))
+        self.store.end_session(claims.get("sid", ""))
+        self.expire_access_token(user)
+
+    def _claims(self, connection: BankToken) -> dict[str, str]:
+        """What the access token says; nothing for one that this sandbox did not make."""
+        token = connection.open_token("access")
+        return (token and self.signer.verify(token.reveal())) or {}
+
+
+@contextmanager
+def pretend_everifin() -> Iterator[Everifin]:
+    """
+    Let a sandbox answer for Everifin in this process until the block ends; every other host that
+    requests is asked for is refused.
+
+    Its addresses and client are those of the site's settings when the block begins.
+    """
+    everifin = Everifin(
+        idp_url=conf.idp_url,
+        api_url=conf.api_url,
+        realm=conf.realm,
+        client_id=conf.client_id,
+        client_secret=conf.client_secret,
+        redirect_uris=callbacks(),
+    )
+    forget_signing_keys()
+    client_pause.end()
+    with mount(everifin):
+        yield everifin
+    forget_signing_keys()
+
+
+def callbacks() -> tuple[str, ...]:
+    """Where the site's callback is, for Django's test client."""
+    if conf.redirect_uri:
+        return (conf.redirect_uri,)
+    path = reverse("everifin_django:callback")
+    return (f"http://testserver{path}", f"https://testserver{path}")
+
+
+def _backend() -> EverifinBackend:
+    """The site's own, if it has one: it knows what a user of the site needs."""
+    for backend in auth.get_backends():
+        if isinstance(backend, EverifinBackend):
+            return backend
+    return EverifinBackend()
+
+
+def _code_of(url: str) -> str:
+    return QueryDict(urlsplit(url).query)["code"]
