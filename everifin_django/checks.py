@@ -32,6 +32,8 @@ BACKEND = "everifin_django.backends.EverifinBackend"
 AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 SIGNED_COOKIES = "django.contrib.sessions.backends.signed_cookies"
 PROVIDER_HINT = "README's section on security shows one. Without it, the keys are in the settings."
+SANDBOX_CLIENT_SECRET = "everifin-sandbox-secret"  # noqa: S105 - it guards nothing
+"""What ``manage.py everifin_sandbox`` prints to paste, so everybody knows it."""
 ADDRESSES = (
     "EVERIFIN_IDP_URL",
     "EVERIFIN_API_URL",
@@ -250,6 +252,14 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         for name in ADDRESSES
         if is_plain_loopback(str(getattr(settings, name, "")))
     ]
+    if getattr(settings, "EVERIFIN_CLIENT_SECRET", None) == SANDBOX_CLIENT_SECRET:
+        messages.append(
+            _error(
+                "EVERIFIN_CLIENT_SECRET is the one of the sandbox, which everybody knows.",
+                id="E020",
+                hint="Set it to the secret that Everifin gave you.",
+            )
+        )
     if not _complaint("EVERIFIN_REDIRECT_URI") and conf.redirect_uri is None:
         messages.append(
             checks.Warning(

@@ -18,6 +18,7 @@ from everifin_django.conf import SETTING_NAMES
 from everifin_django.middleware import EverifinMiddleware
 from everifin_django.models import BankToken
 from everifin_django.testing.factories import BankTokenFactory
+from everifin_django.testing.sandbox import Sandbox
 
 TAG = "everifin_django"
 KEY = base64.b64encode(b"k" * 32).decode()
@@ -26,6 +27,7 @@ AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 SECRET_KEY = "a secret key of the site, long enough to be cut"
 WEIRD = [None, 5, -1.5, b"bytes", "ž\n", "", [], ["list"], {"a": 1}, {"set"}, len, object]
 DEPLOYED = {
+    "EVERIFIN_CLIENT_SECRET": "a secret from Everifin",
     "EVERIFIN_REDIRECT_URI": "https://site.test/everifin/callback/",
     "SESSION_COOKIE_SECURE": True,
 }
@@ -162,6 +164,14 @@ def test_the_sandbox_is_welcome_until_deployment(name):
     assert name in message.msg
 
 
+def test_the_secret_of_the_sandbox_is_welcome_until_deployment():
+    with override_settings(**{**DEPLOYED, "EVERIFIN_CLIENT_SECRET": Sandbox().client_secret}):
+        assert messages() == []
+        (message,) = messages(deploy=True)
+    assert (message.id, bool(message.hint)) == ("everifin_django.E020", True)
+    assert Sandbox().client_secret not in f"{message.msg}{message.hint}"
+
+
 @pytest.mark.parametrize(
     ("check_id", "overrides"),
     [
@@ -288,7 +298,7 @@ def test_no_check_asks_network_or_database(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert set(ids(deploy=True)) == {"W002", "W003"}
+    assert set(ids(deploy=True)) == {"E020", "W002", "W003"}
 
 
 @pytest.mark.django_db

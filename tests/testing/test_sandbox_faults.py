@@ -262,6 +262,27 @@ class TestControlDoor:
         assert len(keys) == 1
         assert keys[0]["kid"] != kid
 
+    def test_the_clock_is_set_and_put_right(self, site):
+        token = site.tokens()["access_token"]
+        assert self.post(site, "clock-skew", seconds=301).json()["clock_skew_seconds"] == 301
+        assert site.get(ACCOUNTS, token).status_code == 401
+        self.post(site, "clock-skew")
+        assert site.get(ACCOUNTS, token).ok
+
+    @pytest.mark.parametrize("seconds", ["soon", "nan", [1]])
+    def test_a_clock_goes_by_numbers(self, site, seconds):
+        assert self.post(site, "clock-skew", seconds=seconds).status_code == 400
+        assert site.sandbox.clock_skew_seconds == 0
+
+    def test_the_form_of_the_page_has_every_kind_of_fault(self, site):
+        form = {"where": "api", "status": "429", "retry_after": "7", "times": "2"}
+        form |= {"latency_seconds": "0.5", "html": "yes", "truncate": "yes", "lost": ""}
+        url = f"{site.sandbox.idp_url}/_sandbox/faults"
+        assert requests.post(url, data=form, timeout=5).ok
+        (fault,) = site.sandbox.faults
+        assert (fault.status, fault.retry_after, fault.times) == (429, "7", 2)
+        assert (fault.latency_seconds, fault.html, fault.truncate) == (0.5, True, True)
+
     def test_the_page_shows_and_switches(self, site):
         url = f"{site.sandbox.idp_url}/_sandbox/"
         page = requests.get(url, timeout=5).text

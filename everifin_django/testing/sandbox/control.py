@@ -8,6 +8,8 @@ listens to this machine only unless told otherwise.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
@@ -17,6 +19,14 @@ from everifin_django.testing.sandbox.pages import page, redirect
 from everifin_django.testing.sandbox.state import State
 
 HOME = "/_sandbox/"
+FORM: dict[str, Callable[[str], Any]] = {
+    "status": int,
+    "times": int,
+    "latency_seconds": float,
+    "html": bool,
+    "truncate": bool,
+}
+"""What a form, which sends texts only, has to be read as."""
 
 
 def home(state: State, request: HttpRequest) -> HttpResponse:
@@ -62,6 +72,15 @@ def withdraw_consent(state: State, request: HttpRequest) -> HttpResponse:
     return _for_user(state, request, state.withdraw_consent)
 
 
+def clock_skew(state: State, request: HttpRequest) -> HttpResponse:
+    """Let this Everifin's clock run ahead by *seconds*, or behind if they are negative."""
+    try:
+        state.clock_skew_seconds = _finite(_fields(request).get("seconds", 0))
+    except (TypeError, ValueError) as error:
+        return JsonResponse({"error": str(error)}, status=400)
+    return _done(state, request)
+
+
 def rotate_key(state: State, request: HttpRequest) -> HttpResponse:
     state.rotate_signing_key(drop_old=bool(_fields(request).get("drop_old")))
     return _done(state, request)
@@ -78,14 +97,19 @@ def _for_user(state: State, request: HttpRequest, switch: Any) -> HttpResponse:
 def _fields(request: HttpRequest) -> dict[str, Any]:
     """Return what was sent, as JSON or by a form. Errors: TypeError, ValueError."""
     if request.content_type != "application/json":
-        fields: dict[str, Any] = {name: str(value) for name, value in request.POST.items() if value}
-        if "status" in fields:
-            fields["status"] = int(fields["status"])
-        return fields
+        given = {name: str(value) for name, value in request.POST.items() if value}
+        return {name: FORM.get(name, str)(text) for name, text in given.items()}
     fields = json.loads(request.body or b"{}")
     if not isinstance(fields, dict):
         raise TypeError("The body must be a JSON object.")
     return fields
+
+
+def _finite(value: Any) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError("seconds is a number.")
+    return seconds
 
 
 def _done(state: State, request: HttpRequest) -> HttpResponse:
@@ -100,5 +124,6 @@ def _summary(state: State) -> JsonResponse:
         "double_spends": state.double_spends,
         "live_sessions": state.live_sessions(),
         "faults": len(state.faults),
+        "clock_skew_seconds": state.clock_skew_seconds,
     }
     return JsonResponse(facts, headers={"Cache-Control": "no-store"})

@@ -77,6 +77,7 @@ _PATTERNS: list[URLPattern | URLResolver] = [
     _route("_sandbox/expire", control.expire, "control", "POST"),
     _route("_sandbox/end-sessions", control.end_sessions, "control", "POST"),
     _route("_sandbox/withdraw-consent", control.withdraw_consent, "control", "POST"),
+    _route("_sandbox/clock-skew", control.clock_skew, "control", "POST"),
     _route("_sandbox/rotate-key", control.rotate_key, "control", "POST"),
 ]
 
