@@ -210,7 +210,7 @@ def _text(raw: Raw, name: str) -> str | None:
         return None
     if isinstance(value, str):
         # A text that was cut within an emoji ends in half of it, which no database takes.
-        return value.encode(errors="replace").decode()
+        return value if value.isascii() else value.encode(errors="replace").decode()
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise TypeError(f"{name} is not text")
     return str(value)

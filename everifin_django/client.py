@@ -15,13 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from ipaddress import ip_address
 from itertools import islice
 from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 from urllib.parse import quote, unquote
 
 from asgiref.sync import sync_to_async
+from django.utils import timezone
 
 from everifin_django import bank
 from everifin_django import payments as pay
@@ -37,12 +38,14 @@ from everifin_django.exceptions import (
     PaymentNotEditableError,
     PaymentRejectedError,
     PaymentUncertainError,
+    RateLimitedError,
+    RefreshRunningError,
     RefusedError,
     ScopeMissingError,
     UnavailableError,
 )
 from everifin_django.secret import Secret
-from everifin_django.transport import AGENT, Answer, bearer, send
+from everifin_django.transport import AGENT, Answer, bearer, read, send
 
 MAX_BYTES = 10 * 1024 * 1024
 PAGE_SIZE = 50
@@ -62,8 +65,14 @@ ERRORS_BY_CODE: Mapping[str, type[RefusedError]] = {
     "INPUT_DATA_ERROR": InvalidRequestError,
     "PAYMENT_REJECTED": PaymentRejectedError,
     "NOT_EDITABLE": PaymentNotEditableError,
+    "ACCOUNT_REFRESH_ALREADY_RUNNING": RefreshRunningError,
 }
 """Everifin's codes are documented, most of their HTTP statuses are not: so the code decides."""
+
+
+PASSING_CODES = frozenset({"INTERNAL_SERVER_ERROR", "TRANSACTION_REFRESH_ERROR"})
+VALIDATION_MESSAGE = re.compile(r"\w{1,64} validation failed on [\w.]{1,64}", re.ASCII)
+MILLISECOND = timedelta(milliseconds=1)
 
 
 class TokenSource(Protocol):
@@ -139,6 +148,65 @@ class _Lost:
         return error
 
 
+class SyncOptions(TypedDict, total=False):
+    """The options of ``Client.sync_transactions``, for its awaitable twin."""
+
+    since: date | str | None
+    booking_date_from: date | str | None
+    page_size: int
+
+
+class TransactionSync(Iterator[bank.Transaction]):
+    """
+    One download of the rows of an account that are new or changed; ``cursor`` says where the next
+    one begins.
+    """
+
+    def __init__(self, rows: Iterator[bank.Transaction], since: datetime | None) -> None:
+        self._rows = rows
+        self._latest: datetime | None = None
+        self._begins_at: datetime | None = None
+        self.cursor = since
+        """
+        What to keep, and to give as *since* next time. It moves when the last row has come: rows
+        do not come by their time of change, so who stops early begins again where this began.
+        """
+
+    def __next__(self) -> bank.Transaction:
+        self._begins_at = self._begins_at or timezone.now()
+        try:
+            row = next(self._rows)
+        except StopIteration:
+            self._move_cursor(self._begins_at)
+            raise
+        if row.last_updated is not None:
+            self._latest = max(row.last_updated, self._latest or row.last_updated)
+        return row
+
+    def _move_cursor(self, begins_at: datetime) -> None:
+        if self._latest is None:
+            return
+        # A row that is stored meanwhile may stand on a page that was read already, and one with a
+        # later time be seen: so nothing later than the beginning counts as read.
+        reached = min(self._latest + MILLISECOND, begins_at)
+        self.cursor = max(reached, self.cursor or reached)
+
+
+class AsyncTransactionSync(AsyncIterator[bank.Transaction]):
+    """The same, to be awaited row by row."""
+
+    def __init__(self, rows: TransactionSync) -> None:
+        self._sync = rows
+        self._rows = _in_thread(rows)
+
+    @property
+    def cursor(self) -> datetime | None:
+        return self._sync.cursor
+
+    async def __anext__(self) -> bank.Transaction:
+        return await anext(self._rows)
+
+
 class Client:
     """
     Calls the bank API with the tokens of *source*.
@@ -152,13 +220,31 @@ class Client:
         self._source = source
         self._end_user = end_user or EndUser()
 
-    def accounts(self) -> Iterator[bank.Account]:
-        """Iterate over the user's bank accounts. One request a page."""
-        return self._list(bank.account, conf.api_paths["accounts"], {})
+    def accounts(self, *, page_size: int | None = None) -> Iterator[bank.Account]:
+        """
+        Iterate over the user's bank accounts. One request a page.
+
+        Shape: ``bank.Account``. Source: Everifin documents the list; its path and *page_size*,
+        which is not sent unless you give it, are inferred.
+        """
+        return self._list(bank.account, conf.api_paths["accounts"], _paging(page_size))
 
     def account(self, account_id: str) -> bank.Account:
-        """Return one bank account. Errors: NotFoundError, also for an account of somebody else."""
+        """
+        Return one bank account. One request.
+
+        Errors: NotFoundError, also for an account of somebody else. Source: the path is inferred.
+        """
         return self._one(bank.account, _path("account", account_id=account_id))
+
+    def balances(self, account_id: str) -> tuple[bank.Balance, ...]:
+        """
+        Return the balances of one bank account, read anew. One request.
+
+        Errors: NotFoundError. Source: inferred; Everifin names no call for balances alone, so they
+        are those of the account.
+        """
+        return self.account(account_id).balances
 
     def transactions(  # noqa: PLR0913 - one argument for each filter
         self,
@@ -177,32 +263,83 @@ class Client:
         Iterate over an account's transactions that match all filters. One request a page.
 
         *updated_from* finds rows new or changed since, *created_from* only new ones. A date counts
-        from midnight UTC.
-        Errors: NotFoundError; InvalidRequestError names the filter Everifin refused.
+        from midnight UTC; texts are ISO 8601.
+        Errors: NotFoundError; InvalidRequestError names the filter Everifin refused, or the text
+        that is no date, before anything is sent.
         Source: Everifin documents the four ``_from`` filters; the ``_to`` ones, *direction* and
         paging are inferred.
         """
-        filters = {
-            "updatedFrom": _timestamp(updated_from),
-            "createdFrom": _timestamp(created_from),
-            "bookingDateFrom": _timestamp(booking_date_from),
-            "bookingDateTo": _timestamp(booking_date_to),
-            "valueDateFrom": _timestamp(value_date_from),
-            "valueDateTo": _timestamp(value_date_to),
-            "direction": direction,
+        moments = {
+            "updatedFrom": updated_from,
+            "createdFrom": created_from,
+            "bookingDateFrom": booking_date_from,
+            "bookingDateTo": booking_date_to,
+            "valueDateFrom": value_date_from,
+            "valueDateTo": value_date_to,
         }
-        params = {name: str(value) for name, value in filters.items() if value is not None}
+        params = {
+            name: _timestamp(moment)
+            for name, value in moments.items()
+            if (moment := _moment(name, value)) is not None
+        }
+        if direction is not None:
+            params["direction"] = str(direction)
         path = _path("transactions", account_id=account_id)
-        return self._list(bank.transaction, path, {**params, "countPerPage": str(page_size)})
+        return self._list(bank.transaction, path, {**params, **_paging(page_size)})
 
     def transaction(self, account_id: str, transaction_id: str) -> bank.Transaction:
         """Return one transaction. Errors: NotFoundError."""
         path = _path("transaction", account_id=account_id, transaction_id=transaction_id)
         return self._one(bank.transaction, path)
 
-    def banks(self) -> Iterator[bank.Bank]:
-        """Iterate over the banks a user can connect. One request a page."""
-        return self._list(bank.bank, conf.api_paths["banks"], {})
+    def sync_transactions(
+        self,
+        account_id: str,
+        *,
+        since: date | str | None = None,
+        booking_date_from: date | str | None = None,
+        page_size: int = PAGE_SIZE,
+    ) -> TransactionSync:
+        """
+        Iterate over an account's transactions that are new or changed since the last download.
+
+        Store each under its id, over the one that is there. When the last one has come, keep
+        ``cursor`` and give it as *since* next time; without *since* everything comes. Without the
+        whole history, but with *booking_date_from*, the first download is short: rows of the
+        history may be stored, and so changed, later than newer ones. One request a page.
+        Units: ``cursor`` is the latest ``last_updated`` and one millisecond, or the moment the
+        download began, if that is earlier; *since* itself if nothing came.
+        Errors: as ``transactions``.
+        Source: "Accessing Bank Account Data" documents the rule and both filters.
+        """
+        begin = _moment("updatedFrom", since)
+        rows = self.transactions(
+            account_id,
+            updated_from=begin,
+            booking_date_from=booking_date_from,
+            page_size=page_size,
+        )
+        return TransactionSync(rows, begin)
+
+    def refresh_transactions(self) -> None:
+        """
+        Have Everifin download all accounts of the user from their banks now. One request, never
+        sent twice but after a refused token.
+
+        It returns at once; new rows come through ``transactions`` later. Everifin does this by
+        itself every minute while the user is present and every half hour otherwise, so call it
+        only when the user asks for it.
+        Errors: RefreshRunningError if that is going on already; UnavailableError if it failed.
+        Source: the call and its errors are documented, its path and method are not published:
+        correct the path with ``EVERIFIN_API_PATHS["refresh"]``.
+        """
+        self.request("POST", conf.api_paths["refresh"])
+
+    def banks(self, *, page_size: int | None = None) -> Iterator[bank.Bank]:
+        """
+        Iterate over the banks a user can connect. One request a page. Source: the path is inferred.
+        """
+        return self._list(bank.bank, conf.api_paths["banks"], _paging(page_size))
 
     def create_payment(self, payment: pay.SinglePayment) -> str:
         """
@@ -289,6 +426,8 @@ class Client:
         Return the decoded envelope of any call, for what this class has no method for.
 
         *path* begins with "/" and is sent to EVERIFIN_API_URL and nowhere else.
+        A GET that fails for now is tried again within EVERIFIN_DEADLINE_SECONDS; all else is sent
+        once, and once more only if the token was refused.
         Shape: ``{"meta": ..., "data": ...}``, fractions as Decimal; empty for an answer without
         content.
         """
@@ -301,12 +440,15 @@ class Client:
             raise envelope
         return envelope
 
-    async def aaccounts(self) -> AsyncIterator[bank.Account]:
-        async for account in _in_thread(self.accounts()):
+    async def aaccounts(self, *, page_size: int | None = None) -> AsyncIterator[bank.Account]:
+        async for account in _in_thread(self.accounts(page_size=page_size)):
             yield account
 
     async def aaccount(self, account_id: str) -> bank.Account:
         return await sync_to_async(self.account)(account_id)
+
+    async def abalances(self, account_id: str) -> tuple[bank.Balance, ...]:
+        return await sync_to_async(self.balances)(account_id)
 
     async def atransactions(
         self, account_id: str, **filters: Unpack[TransactionFilters]
@@ -317,8 +459,17 @@ class Client:
     async def atransaction(self, account_id: str, transaction_id: str) -> bank.Transaction:
         return await sync_to_async(self.transaction)(account_id, transaction_id)
 
-    async def abanks(self) -> AsyncIterator[bank.Bank]:
-        async for one in _in_thread(self.banks()):
+    def async_transactions(
+        self, account_id: str, **options: Unpack[SyncOptions]
+    ) -> AsyncTransactionSync:
+        """As ``sync_transactions``, for ``async for``."""
+        return AsyncTransactionSync(self.sync_transactions(account_id, **options))
+
+    async def arefresh_transactions(self) -> None:
+        await sync_to_async(self.refresh_transactions)()
+
+    async def abanks(self, *, page_size: int | None = None) -> AsyncIterator[bank.Bank]:
+        async for one in _in_thread(self.banks(page_size=page_size)):
             yield one
 
     async def acreate_payment(self, payment: pay.SinglePayment) -> str:
@@ -483,9 +634,12 @@ class Client:
         }
         if self._end_user.ip is not None:
             all_headers["client-ip-address"] = self._end_user.ip
+        url = _url(path)
+        if method.upper() == "GET" and content is None:
+            return read(url, headers=all_headers, params=params, max_bytes=MAX_BYTES)
         return send(
             method,
-            _url(path),
+            url,
             headers=all_headers,
             params=params,
             content=content,
@@ -532,17 +686,40 @@ def _path(name: str, **ids: str) -> str:
     return template.format(**{key: quote(text, safe="") for key, text in texts.items()})
 
 
-def _timestamp(value: date | str | None) -> str | None:
-    """
-    Everifin's spelling of a moment: ISO 8601 in UTC with milliseconds (documented). Text is sent as
-    it is.
-    """
-    if value is None or isinstance(value, str):
-        return value
+def _paging(page_size: int | None) -> dict[str, str]:
+    if page_size is None:
+        return {}
+    if page_size < 1:
+        raise ValueError("A page has at least one row.")
+    return {"countPerPage": str(page_size)}
+
+
+def _moment(name: str, value: date | str | None) -> datetime | None:
+    """The moment in UTC that a filter means, whose *name* an error tells."""
+    if isinstance(value, str):
+        value = _parsed(name, value)
+    if value is None:
+        return None
     moment = value if isinstance(value, datetime) else datetime.combine(value, time(), UTC)
     if moment.tzinfo is None:
         raise ValueError("A datetime for Everifin needs a time zone.")
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment.astimezone(UTC)
+
+
+def _parsed(name: str, text: str) -> date:
+    for parse in (date.fromisoformat, datetime.fromisoformat):
+        try:
+            return parse(text)
+        except ValueError:
+            pass
+    error = InvalidRequestError(f"{name} is not a date or moment in ISO 8601.")
+    error.field, error.rule = name, "date"
+    raise error
+
+
+def _timestamp(moment: datetime) -> str:
+    """Everifin's spelling of a moment: ISO 8601 in UTC with milliseconds (documented)."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # The next functions return errors rather than raise them: the frames of an exception from here
@@ -603,7 +780,10 @@ def _refusal(answer: Answer, first: Mapping[str, Any]) -> EverifinError:
     code = first.get("code")
     if not isinstance(code, str) or not CODE.fullmatch(code):
         code = None
-    if answer.status == 429 or answer.status >= 500 or code == "INTERNAL_SERVER_ERROR":
+    if answer.status == 429:
+        return answer.error(RateLimitedError, "for now", code=code)
+    is_running = code == "ACCOUNT_REFRESH_ALREADY_RUNNING"
+    if code in PASSING_CODES or (answer.status >= 500 and not is_running):
         return answer.error(UnavailableError, "for now", code=code)
     if code is None and answer.status != 401:
         return answer.error(AnswerError, "in a shape that is not Everifin's")
@@ -613,6 +793,8 @@ def _refusal(answer: Answer, first: Mapping[str, Any]) -> EverifinError:
     error = answer.error(kind, code or "without an error code", code=code)
     if isinstance(error, InvalidRequestError):
         error.field, error.rule = _text_in(first, "field"), _text_in(first, "rule")
+        message = _text_in(first, "message") or ""
+        error.message = message if VALIDATION_MESSAGE.fullmatch(message) else None
     return error
 
 

@@ -26,6 +26,7 @@ DEFAULT_API_PATHS: Mapping[str, str] = {
     "account": "/v1/bank-accounts/{account_id}",
     "transactions": "/v1/bank-accounts/{account_id}/transactions",
     "transaction": "/v1/bank-accounts/{account_id}/transactions/{transaction_id}",
+    "refresh": "/v1/bank-accounts/refresh",
     "banks": "/v1/banks",
     "payments": "/v1/payments/single",
     "payment": "/v1/payments/single/{payment_id}",

@@ -19,6 +19,8 @@ What can go wrong, and who has to act.
     │   │   ├── UnreachableError        ... nothing was sent
     │   │   └── AnswerLostError         ... it may have been carried out
     │   ├── PaymentUncertainError       somebody looks whether the payment was made
+    │   │   ├── AnswerLostError         ... it may have been carried out
+    │   │   └── RateLimitedError        ... Everifin had too many calls
     │   ├── AnswerError                 the site's developer: Everifin answered in another shape
     │   └── RefusedError                Everifin said no, and why: see ``code``
     │       ├── NotAuthorizedError
@@ -27,6 +29,8 @@ What can go wrong, and who has to act.
     │       │   └── EndUserMissingError the site's developer: only a person who is present can pay
     │       ├── PaymentRejectedError    the user: the bank refused the payment
     │       └── PaymentNotEditableError nobody: read the payment instead
+    │       ├── RefreshRunningError     nobody: what was asked for is on its way
+    │       └── InvalidRequestError
     ├── LoginError                      the visitor starts the login or connection again
     └── IdentityTakenError              the visitor logs in as the user who has the Everifin account
 
@@ -188,6 +192,13 @@ class PaymentUncertainError(APIError):
     external_id: str | None = None
 
 
+class RateLimitedError(UnavailableError):
+    """
+    Everifin had too many calls (429) and says nothing of this one: call again, and less often,
+    after ``retry_after_seconds``, if it is set.
+    """
+
+
 class AnswerError(APIError):
     """Everifin answered in a shape this app does not understand."""
 
@@ -207,14 +218,24 @@ class NotFoundError(RefusedError, Http404):
     """
 
 
+class RefreshRunningError(RefusedError):
+    """
+    A download from the banks is running already (ACCOUNT_REFRESH_ALREADY_RUNNING): its rows come
+    through the list of transactions, so nothing has to be asked for again.
+    """
+
+
 class InvalidRequestError(RefusedError):
     """
-    A value in the request is wrong. ``field`` and ``rule`` name it where Everifin did; what cannot
-    be sent at all is found here, before anything goes out, and has no ``status``.
+    A value in the request is wrong. ``field`` and ``rule`` name it where Everifin did, and
+    ``message`` is its own sentence, if it only says which rule failed on which field: another one
+    could repeat a person's data. What cannot be sent at all is found here, before anything goes
+    out, and has no ``status``.
     """
 
     field: str | None = None
     rule: str | None = None
+    message: str | None = None
 
 
 class EndUserMissingError(InvalidRequestError):

@@ -24,7 +24,8 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http.client import HTTPException, HTTPResponse
 from http.cookiejar import DefaultCookiePolicy
-from time import monotonic
+from random import uniform
+from time import monotonic, sleep
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -55,6 +56,11 @@ POOL_SIZE = 32
 CHUNK_BYTES = 16_384
 MAX_RETRY_AFTER_SECONDS = 24 * 3600
 MAX_EXPONENT = 308
+
+MAX_TRIES = 3
+FIRST_PAUSE_SECONDS = 0.1
+PASSING_STATUSES = frozenset({429, 500, 502, 503, 504})
+"""What may be over at the next try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +153,66 @@ def send(  # noqa: PLR0913 - what a request consists of, and its two bounds
         return outcome
     path = urlsplit(url).path
     raise outcome(f"{method} {path} at Everifin: {_FAILURES[outcome]}.", method=method, path=path)
+
+
+def read(
+    url: str,
+    *,
+    headers: Mapping[str, str | Secret],
+    params: Mapping[str, Any] | None = None,
+    max_bytes: int,
+) -> Answer:
+    """
+    Return the answer to a GET, which is tried three times at most before its failure counts.
+
+    Before the next try is a pause that doubles, with jitter, or is as long as Retry-After asks for.
+    There is none if less than half of EVERIFIN_DEADLINE_SECONDS would be left for it, nor after a
+    429 without Retry-After. For what must not be carried out twice there is ``send``.
+
+    Errors: as ``send``.
+    """
+    seconds = conf.deadline_seconds
+    end = monotonic() + seconds
+    for number in range(1, MAX_TRIES + 1):
+        outcome = _tried(url, headers, params, max_bytes, end - monotonic())
+        pause = _pause_after(outcome, number)
+        if number == MAX_TRIES or pause is None or monotonic() + pause > end - seconds / 2:
+            break
+        sleep(pause)
+    if isinstance(outcome, UnavailableError):
+        raise outcome
+    return outcome
+
+
+def _tried(
+    url: str,
+    headers: Mapping[str, str | Secret],
+    params: Mapping[str, Any] | None,
+    max_bytes: int,
+    seconds: float,
+) -> Answer | UnavailableError:
+    try:
+        return send(
+            "GET",
+            url,
+            headers=headers,
+            params=params,
+            max_bytes=max_bytes,
+            deadline_seconds=seconds,
+        )
+    except UnavailableError as error:
+        return error
+
+
+def _pause_after(outcome: Answer | UnavailableError, number: int) -> float | None:
+    """How long to wait before the next try; None if there is to be none."""
+    jitter = uniform(0.5, 1)  # noqa: S311 - no secret
+    backoff = jitter * FIRST_PAUSE_SECONDS * (1 << (number - 1))
+    if isinstance(outcome, UnavailableError):
+        return backoff
+    asked = outcome.retry_after_seconds
+    is_passing = outcome.status in PASSING_STATUSES and (outcome.status != 429 or asked is not None)
+    return max(backoff, asked or 0) if is_passing else None
 
 
 _FAILURES: Mapping[type[APIError], str] = {

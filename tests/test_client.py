@@ -15,6 +15,7 @@ import pytest
 
 from everifin_django import bank
 from everifin_django.client import Client, EndUser
+from everifin_django.conf import DEFAULT_API_PATHS
 from everifin_django.exceptions import (
     AnswerError,
     AnswerLostError,
@@ -24,6 +25,8 @@ from everifin_django.exceptions import (
     NotFoundError,
     PaymentNotEditableError,
     PaymentRejectedError,
+    RateLimitedError,
+    RefreshRunningError,
     RefusedError,
     ScopeMissingError,
     TokenMissingError,
@@ -124,6 +127,24 @@ class TestReading:
         assert len({row.id for row in rows}) == len(rows) > 500
         assert everifin.calls["api.transactions"] == -(-len(rows) // 50)
 
+    def test_balances_are_those_of_the_account(self, client, account_id, everifin):
+        assert client.balances(account_id) == client.account(account_id).balances
+        assert client.balances(account_id)[0].currency == "EUR"
+        assert everifin.calls["api.account"] == 3
+
+    def test_the_size_of_a_page_can_be_chosen(self, client, everifin):
+        assert len(list(client.accounts(page_size=2))) == 3
+        assert everifin.calls["api.accounts"] == 2
+        assert everifin.last_request["api.accounts"].query == {"countPerPage": "2", "page": "2"}
+        next(client.banks(page_size=7))
+        assert everifin.last_request["api.banks"].query == {"countPerPage": "7", "page": "1"}
+
+    @pytest.mark.parametrize("size", [0, -1])
+    def test_a_page_has_at_least_one_row(self, client, account_id, size):
+        for call in (client.accounts, client.banks, partial(client.transactions, account_id)):
+            with pytest.raises(ValueError, match="at least one row"):
+                call(page_size=size)
+
     def test_one_transaction(self, client, account_id):
         first = next(iter(client.transactions(account_id)))
         assert client.transaction(account_id, first.id) == first
@@ -150,6 +171,25 @@ class TestReading:
         first = next(iter(client.accounts()))
         assert everifin.last_request["api.accounts"].path == "/api/v1/bank-accounts"
         assert client.account(first.id) == first
+
+    def test_every_path_can_be_corrected(self, client, settings, everifin, account_id):
+        """The sandbox answers below /api/v1 as well, as one of Everifin's samples has it."""
+        settings.EVERIFIN_API_PATHS = {
+            name: f"/api{path}" for name, path in DEFAULT_API_PATHS.items()
+        }
+        list(client.accounts())
+        list(client.banks())
+        client.account(account_id)
+        client.balances(account_id)
+        row = next(client.transactions(account_id))
+        client.transaction(account_id, row.id)
+        client.refresh_transactions()
+        asked = {name for name in everifin.calls if name.startswith("api.")}
+        assert asked == {
+            f"api.{name}"
+            for name in ("accounts", "account", "transactions", "transaction", "refresh", "banks")
+        }
+        assert all(everifin.last_request[name].path.startswith("/api/v1/") for name in asked)
 
     def test_the_clients_repr_shows_no_token(self, client, source):
         assert source.token.reveal() not in repr(client) + repr(source)
@@ -228,7 +268,7 @@ class TestRequests:
             "updatedFrom": "2026-03-04T08:11:02.120Z",
             "createdFrom": "2026-03-04T00:00:00.000Z",
             "bookingDateFrom": "2026-03-04T00:00:00.000Z",
-            "bookingDateTo": "2027-01-01",
+            "bookingDateTo": "2027-01-01T00:00:00.000Z",
             "valueDateFrom": "2026-03-05T00:00:00.000Z",
             "valueDateTo": "2027-01-01T00:00:00.000Z",
             "direction": "IN",
@@ -255,6 +295,162 @@ class TestRequests:
         naive = datetime(2026, 3, 4)  # noqa: DTZ001 - which is the mistake
         with pytest.raises(ValueError, match="needs a time zone"):
             client.transactions(account_id, updated_from=naive)
+
+    @pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "2026-03-04T25:00Z"])
+    def test_a_text_that_is_no_date_is_named_before_anything_is_sent(
+        self, client, account_id, everifin, text
+    ):
+        call = partial(client.transactions, account_id, value_date_from=text)
+        error = refused(call, InvalidRequestError)
+        assert (error.field, error.rule, error.status) == ("valueDateFrom", "date", None)
+        assert everifin.calls["api"] == 0
+
+    @pytest.mark.parametrize(
+        ("text", "sent"),
+        [
+            ("2026-03-04", "2026-03-04T00:00:00.000Z"),
+            ("20260304", "2026-03-04T00:00:00.000Z"),
+            ("2026-03-04T08:11:02Z", "2026-03-04T08:11:02.000Z"),
+            ("2026-03-04T08:11:02.120+00:00", "2026-03-04T08:11:02.120Z"),
+            ("2026-03-04 09:11:02+01:00", "2026-03-04T08:11:02.000Z"),
+        ],
+    )
+    def test_texts_are_sent_in_everifins_spelling(self, client, account_id, everifin, text, sent):
+        list(islice(client.transactions(account_id, updated_from=text), 1))
+        assert everifin.last_request["api.transactions"].query["updatedFrom"] == sent
+
+    def test_a_text_without_zone_is_the_callers_mistake(self, client, account_id):
+        with pytest.raises(ValueError, match="needs a time zone"):
+            client.transactions(account_id, updated_from="2026-03-04T08:11:02")
+
+
+class TestSync:
+    def test_the_first_download_is_everything(self, client, account_id):
+        sync = client.sync_transactions(account_id)
+        assert sync.cursor is None
+        rows = list(sync)
+        assert rows == list(client.transactions(account_id))
+        assert sync.cursor == max(row.last_updated for row in rows) + timedelta(milliseconds=1)
+
+    def test_the_next_one_is_what_is_new_or_changed(self, client, account_id, everifin):
+        rows = list(client.transactions(account_id))
+        latest = sorted(row.last_updated for row in rows)[-3]
+        sync = client.sync_transactions(account_id, since=latest)
+        assert list(sync) == [row for row in rows if row.last_updated >= latest]
+        query = everifin.last_request["api.transactions"].query
+        assert query["updatedFrom"].startswith(latest.isoformat()[:19])
+        again = client.sync_transactions(account_id, since=sync.cursor)
+        assert list(again) == []
+        assert again.cursor == sync.cursor
+
+    def test_a_row_that_changed_comes_again(self, client, answer):
+        old = {"id": "1", "amount": 1, "lastUpdated": "2025-03-04T08:11:02.120Z"}
+        answer(page(old), times=1)
+        sync = client.sync_transactions("7")
+        assert [row.amount for row in sync] == [1]
+        answer(page({**old, "amount": 2, "lastUpdated": "2025-03-05T08:11:02.120Z"}), times=1)
+        sync = client.sync_transactions("7", since=sync.cursor)
+        assert [(row.id, row.amount) for row in sync] == [("1", 2)]
+        assert sync.cursor == datetime(2025, 3, 5, 8, 11, 2, 121_000, tzinfo=UTC)
+
+    def test_who_stops_early_begins_again(self, client, account_id):
+        since = datetime(2020, 1, 1, tzinfo=UTC)
+        sync = client.sync_transactions(account_id, since=since)
+        list(islice(sync, 60))
+        assert sync.cursor == since
+
+    def test_so_does_who_meets_an_error(self, client, account_id, everifin):
+        sync = client.sync_transactions(account_id)
+        list(islice(sync, 50))
+        everifin.faults.add("api", status=503)
+        refused(lambda: next(sync), UnavailableError)
+        assert sync.cursor is None
+
+    def test_what_is_stored_meanwhile_comes_next_time(self, client, answer):
+        """A page that was read already may have got a row; so the cursor does not pass it."""
+        answer(page({"id": "1", "amount": 1, "lastUpdated": "2999-01-01T00:00:00.000Z"}))
+        before = datetime.now(UTC)
+        sync = client.sync_transactions("7")
+        list(sync)
+        assert before <= sync.cursor <= datetime.now(UTC)
+
+    def test_the_cursor_never_goes_back(self, client, answer):
+        answer(page({"id": "1", "amount": 1, "lastUpdated": "2025-03-04T08:11:02.120Z"}))
+        sync = client.sync_transactions("7", since="2026-01-01")
+        list(sync)
+        assert sync.cursor == datetime(2026, 1, 1, tzinfo=UTC)
+
+    def test_rows_without_a_time_move_nothing(self, client, answer):
+        answer(page({"id": "1", "amount": 1}))
+        sync = client.sync_transactions("7")
+        assert len(list(sync)) == 1
+        assert sync.cursor is None
+
+    def test_history_can_be_left_out(self, client, account_id, everifin):
+        day = date(2026, 1, 1)
+        rows = list(client.sync_transactions(account_id, booking_date_from=day, page_size=100))
+        assert rows == list(client.transactions(account_id, booking_date_from=day))
+        assert everifin.last_request["api.transactions"].query["bookingDateFrom"]
+
+
+class TestRefresh:
+    def test_a_second_one_is_running_already(self, client, everifin):
+        assert client.refresh_transactions() is None
+        error = refused(client.refresh_transactions, RefreshRunningError)
+        assert (error.code, error.status) == ("ACCOUNT_REFRESH_ALREADY_RUNNING", 409)
+        assert everifin.last_request["api.refresh"].method == "POST"
+
+    def test_after_a_while_the_next_one_begins(self, client, everifin):
+        client.refresh_transactions()
+        everifin.clock_skew_seconds += 6
+        client.refresh_transactions()
+        assert everifin.calls["api.refresh"] == 2
+
+    def test_users_do_not_wait_for_each_other(self, client, everifin):
+        client.refresh_transactions()
+        token = Secret(Site(everifin).tokens("bob")["access_token"])
+        Client(Source(token)).refresh_transactions()
+
+    def test_running_already_is_no_outage_whatever_the_status(self, client, answer):
+        answer(error_body("ACCOUNT_REFRESH_ALREADY_RUNNING"), status=500)
+        refused(client.refresh_transactions, RefreshRunningError)
+
+    def test_a_lost_answer_is_not_asked_for_again(self, client, everifin):
+        everifin.faults.add("api", lost="after")
+        refused(client.refresh_transactions, AnswerLostError)
+        assert everifin.calls["api.refresh"] == 1
+
+
+class TestTries:
+    """A GET that fails for now is tried again; nothing else is."""
+
+    @pytest.mark.parametrize("fault", [{"status": 503}, {"lost": "before"}, {"lost": "after"}])
+    def test_a_get_is_tried_three_times(self, client, everifin, fault):
+        everifin.faults.add("api", times=2, **fault)
+        assert len(list(client.accounts())) == 3
+        assert everifin.calls["api"] == 3
+        everifin.faults.add("api", times=3, **fault)
+        with pytest.raises(UnavailableError):
+            list(client.accounts())
+        assert everifin.calls["api"] == 6
+
+    @pytest.mark.parametrize("fault", [{"status": 503}, {"lost": "before"}, {"lost": "after"}])
+    def test_all_else_once(self, client, everifin, fault):
+        everifin.faults.add("api", **fault)
+        with pytest.raises(UnavailableError):
+            client.request("POST", "/v1/bank-accounts/refresh")
+        assert everifin.calls["api"] == 1
+
+    def test_nor_is_a_get_with_content(self, client, everifin):
+        everifin.faults.add("api", status=503)
+        with pytest.raises(UnavailableError):
+            client.request("GET", "/v1/banks", json={})
+        assert everifin.calls["api"] == 1
+
+    def test_a_refusal_is_an_answer(self, client, everifin, answer):
+        answer(error_body("DATA_NOT_FOUND"), status=404)
+        refused(lambda: client.account("1"), NotFoundError)
+        assert everifin.calls["api"] == 1
 
 
 class TestPages:
@@ -379,10 +575,10 @@ class TestRefusals:
             ("NOT_AUTHORIZED", NotAuthorizedError),
             ("INVALID_AUTH_HEADER", NotAuthorizedError),
             ("INVALID_ACCESS_TOKEN", NotAuthorizedError),
-            ("TRANSACTION_REFRESH_ERROR", RefusedError),
-            ("ACCOUNT_REFRESH_ALREADY_RUNNING", RefusedError),
             ("NOT_EDITABLE", PaymentNotEditableError),
             ("PAYMENT_REJECTED", PaymentRejectedError),
+            ("TRANSACTION_REFRESH_ERROR", UnavailableError),
+            ("ACCOUNT_REFRESH_ALREADY_RUNNING", RefreshRunningError),
             ("SOMETHING_NEW", RefusedError),
         ],
     )
@@ -392,7 +588,8 @@ class TestRefusals:
         error = refused(lambda: client.request("GET", "/v1/banks"), kind)
         assert (error.code, error.status) == (code, status)
         assert (error.method, error.path) == ("GET", "/v1/banks")
-        assert str(error) == f"GET /v1/banks answered {status} {code}."
+        what = "for now" if kind is UnavailableError else code
+        assert str(error) == f"GET /v1/banks answered {status} {what}."
 
     @pytest.mark.parametrize("status", [200, 400, 401, 403])
     def test_a_missing_scope_is_the_users_to_grant(self, client, answer, status):
@@ -407,7 +604,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("status", "body"),
         [
-            (429, error_body("SOME_CODE")),
             (500, error_body("SOME_CODE")),
             (503, error_body("SOME_CODE")),
             (400, error_body("INTERNAL_SERVER_ERROR")),
@@ -420,7 +616,15 @@ class TestRefusals:
         assert error.code == body["errors"][0]["code"]
         assert (error.status, error.retry_after_seconds) == (status, 7)
 
-    @pytest.mark.parametrize("status", [429, 500, 502, 504])
+    @pytest.mark.parametrize("body", [EDGE, "", error_body("SOME_CODE")])
+    @pytest.mark.parametrize("retry_after", [None, 7])
+    def test_too_many_calls_are_an_error_of_their_own(self, client, answer, body, retry_after):
+        answer(body, status=429, retry_after=retry_after)
+        error = refused(lambda: client.account("1"), RateLimitedError)
+        assert (error.status, error.retry_after_seconds) == (429, retry_after)
+        assert error.code == (None if isinstance(body, str) else "SOME_CODE")
+
+    @pytest.mark.parametrize("status", [500, 502, 504])
     def test_also_without_a_word_of_everifins(self, client, answer, status):
         answer(EDGE, status=status)
         error = refused(lambda: client.account("1"), UnavailableError)
@@ -467,14 +671,16 @@ class TestRefusals:
         ],
     )
     def test_a_wrong_value_is_named(self, client, answer, detail, field, rule):
+        """Everifin's sentence is kept only if nothing of a person can stand in it."""
         answer(error_body("REQUEST_VALIDATION_ERROR", detail=detail), status=422)
         error = refused(lambda: client.account("1"), InvalidRequestError)
-        assert (error.field, error.rule) == (field, rule)
+        assert (error.field, error.rule, error.message) == (field, rule, None)
 
     def test_a_real_wrong_value_is_named(self, client, account_id):
         rows = client.transactions(account_id, direction="SIDEWAYS")
         error = refused(lambda: next(rows), InvalidRequestError)
         assert (error.field, error.rule, error.status) == ("direction", "enum", 422)
+        assert error.message == "enum validation failed on direction"
 
     def test_an_account_of_somebody_else_is_not_found(self, client, everifin):
         token = Secret(Site(everifin).tokens("bob")["access_token"])
@@ -666,15 +872,28 @@ class TestAsync:
         async def read() -> list[Any]:
             return [
                 await client.aaccount(account_id),
+                await client.abalances(account_id),
                 await client.atransaction(account_id, first.id),
+                await client.arefresh_transactions(),
                 await client.arequest("GET", "/v1/banks", params={"page": 1}),
             ]
 
         assert asyncio.run(read()) == [
             client.account(account_id),
+            client.balances(account_id),
             first,
+            None,
             client.request("GET", "/v1/banks", params={"page": 1}),
         ]
+
+    def test_a_download_has_one(self, client, account_id):
+        async def read() -> tuple[list[Any], Any]:
+            sync = client.async_transactions(account_id, booking_date_from="2026-01-01")
+            assert sync.cursor is None
+            return [row async for row in sync], sync.cursor
+
+        sync = client.sync_transactions(account_id, booking_date_from="2026-01-01")
+        assert asyncio.run(read()) == (list(sync), sync.cursor)
 
     def test_every_call_has_one(self):
         calls = {name for name in vars(Client) if not name.startswith("_")}

@@ -64,7 +64,7 @@ def test_every_door_and_command_it_names_opens():
 
 def test_every_call_and_fixture_it_names_is_there():
     calls = re.findall(r"^\| `(\w+)\(", README, re.MULTILINE)
-    assert len(calls) == 11
+    assert len(calls) == 14
     assert all(hasattr(Client, call) for call in calls)
     fixtures = re.findall(r"`(everifin(?:_user|_login|_connect)?)`", section("Test your site"))
     assert set(fixtures) == {"everifin", "everifin_user", "everifin_login", "everifin_connect"}

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from django.core.exceptions import ImproperlyConfigured
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import NewConnectionError
 
+from everifin_django import transport
 from everifin_django.exceptions import (
     AnswerError,
     AnswerLostError,
@@ -32,7 +34,7 @@ from everifin_django.exceptions import (
     UnreachableError,
 )
 from everifin_django.secret import Secret
-from everifin_django.transport import AGENT, Answer, bearer, send, strict_json
+from everifin_django.transport import AGENT, Answer, bearer, read, send, strict_json
 from tests import hostile
 from tests.hostile import OK, Server, answer, answer_json, report
 
@@ -250,6 +252,96 @@ class TestRedirects:
     def test_a_location_that_is_none_is_no_trouble(self):
         with Server(answer_json(b"", "302 Found", "Location: https://[::1\r\n")) as server:
             assert ask(server).status == 302
+
+
+class TestTries:
+    """What ``read`` does after an answer that may be another one soon."""
+
+    @pytest.fixture
+    def pauses(self, monkeypatch) -> list[float]:
+        """How long was waited, without waiting."""
+        pauses: list[float] = []
+        monkeypatch.setattr(transport, "sleep", pauses.append)
+        return pauses
+
+    def look(self, server: Server) -> Answer:
+        headers = {"Authorization": bearer(Secret(CANARY))}
+        return read(f"{server.url}/v1/things", headers=headers, params={"a": 1}, max_bytes=99)
+
+    @pytest.mark.parametrize("status", [500, 502, 503, 504])
+    def test_a_passing_failure_is_tried_three_times(self, pauses, status):
+        with Server(answer_json(b"{}", f"{status} Busy")) as server:
+            assert self.look(server).status == status
+        assert [one.line for one in server.requests] == ["GET /v1/things?a=1 HTTP/1.1"] * 3
+        assert 0.05 <= pauses[0] <= 0.1 <= pauses[1] <= 0.2
+
+    def test_pauses_differ(self, pauses):
+        with Server(answer_json(b"{}", "503 Busy")) as server:
+            for _ in range(5):
+                self.look(server)
+        assert len(set(pauses)) > 5
+
+    def test_the_second_try_may_do(self, pauses):
+        def behave(server: Server, connection: socket.socket) -> None:
+            (hostile.reset if len(server.requests) == 1 else answer(OK))(server, connection)
+
+        with Server(behave) as server:
+            assert self.look(server).body == b"{}"
+        assert (len(server.requests), len(pauses)) == (2, 1)
+
+    @pytest.mark.parametrize("status", [200, 204, 301, 400, 401, 403, 404, 409, 422, 501])
+    def test_all_else_is_an_answer(self, pauses, status):
+        with Server(answer(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n".encode())) as server:
+            assert self.look(server).status == status
+        assert (len(server.requests), pauses) == (1, [])
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_retry_after_is_honoured_within_the_deadline(self, pauses, status):
+        with Server(answer_json(b"{}", f"{status} Busy", "Retry-After: 2\r\n")) as server:
+            assert self.look(server).status == status
+        assert (len(server.requests), pauses) == (3, [2, 2])
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_who_asks_for_more_is_not_called_again(self, pauses, status):
+        with Server(answer_json(b"{}", f"{status} Busy", "Retry-After: 6\r\n")) as server:
+            assert self.look(server).retry_after_seconds == 6
+        assert (len(server.requests), pauses) == (1, [])
+
+    def test_nor_who_has_too_many_calls_and_does_not_say_until_when(self, pauses):
+        with Server(answer_json(b"{}", "429 Slow down")) as server:
+            assert self.look(server).status == 429
+        assert (len(server.requests), pauses) == (1, [])
+
+    def test_silence_takes_the_deadline_and_no_more(self, pauses, settings):
+        settings.EVERIFIN_DEADLINE_SECONDS = SHORT_SECONDS
+        with Server(hostile.wait) as server:
+            fails(AnswerLostError, lambda: self.look(server))
+        assert (len(server.requests), pauses) == (1, [])
+
+    def test_nothing_listening_is_told_after_three_tries(self, pauses):
+        url = f"http://127.0.0.1:{hostile.closed_port()}/"
+        fails(UnreachableError, lambda: read(url, headers={}, max_bytes=9))
+        assert len(pauses) == 2
+
+    def test_a_kept_connection_that_died_is_replaced_for_reading_only(self, pauses):
+        """The other side may have acted on it, so nothing else is ever sent again."""
+
+        def behave(server: Server, connection: socket.socket) -> None:
+            is_second_on_it = (
+                sum(one.peer == connection.getpeername() for one in server.requests) == 2
+            )
+            (hostile.hang_up if is_second_on_it else answer(OK))(server, connection)
+
+        with Server(behave) as server:
+            self.look(server)
+            assert self.look(server).status == 200
+            assert len(server.requests) == 3
+            methods = ["POST", "PATCH", "PUT", "DELETE"]
+            for method in methods:
+                fails(AnswerLostError, partial(ask, server, method=method))
+                ask(server)
+        assert [one.line.split()[0] for one in server.requests[3::2]] == methods
+        assert len(server.requests) == 11
 
 
 class TestBounds:

@@ -200,6 +200,7 @@ class TestFault:
             requests.post(f"{site.sandbox.issuer}/login-actions/{action}", timeout=5)
         for path in ("", "/1", "/1/transactions", "/1/transactions/1"):
             site.get(ACCOUNTS + path, "x")
+        requests.post(f"{site.sandbox.api_url}{ACCOUNTS}/refresh", timeout=5)
         site.get("/v1/banks", "x")
         for path in ("single", "single/1", "bulk", "bulk/1"):
             site.get(f"/v1/payments/{path}", "x")

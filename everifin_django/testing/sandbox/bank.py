@@ -1,5 +1,5 @@
 """
-The bank API: accounts, their balances and transactions, and the demo banks. Reading only.
+The bank API: accounts, their balances and transactions, the manual refresh, and the demo banks.
 
 Envelope, error codes, the filters ending in From and the scope rules are documented by Everifin.
 Inferred: paths, most HTTP statuses, page-number pagination (the shape is that of its payment
@@ -27,6 +27,7 @@ Query = Mapping[str, str]
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 100
+REFRESH_SECONDS = 5
 
 
 # Errors
@@ -141,6 +142,18 @@ def transaction(
         if row["id"] == transaction_id:
             return _one(row)
     raise _no_such_entity()
+
+
+@for_user(scope="ais")
+def refresh(state: State, request: HttpRequest, user: User) -> HttpResponse:
+    """
+    One download for all accounts of the user, which takes a few seconds and finds nothing new. That
+    there is one endpoint for all, and its error, are documented; path, status and answer are not.
+    """
+    if not state.begin_refresh(user.sub, REFRESH_SECONDS):
+        title = "The refresh of the account is already running."
+        raise Refusal(409, "ACCOUNT_REFRESH_ALREADY_RUNNING", title)
+    return HttpResponse(status=204)
 
 
 @for_user(scope=None)

@@ -33,6 +33,7 @@ API_PLACES = (
     "api.account",
     "api.transactions",
     "api.transaction",
+    "api.refresh",
     "api.banks",
     "api.payments",
     "api.payment",

@@ -114,6 +114,7 @@ class State:
         self.calls: Counter[str] = Counter()
         self.last_request: dict[str, RecordedRequest] = {}
         self.double_spends = 0
+        self._refreshing_until: dict[str, float] = {}
 
         self.store = Store(str(data))
         self.signer = Signer(self.store)
@@ -138,6 +139,16 @@ class State:
 
     def today(self) -> date:
         return datetime.fromtimestamp(self.now(), UTC).date()
+
+    # Bank data
+
+    def begin_refresh(self, sub: str, seconds: float) -> bool:
+        """Begin a download of all accounts of user *sub*; False if one is running."""
+        with self._counting:
+            if self._refreshing_until.get(sub, 0) > self.now():
+                return False
+            self._refreshing_until[sub] = self.now() + seconds
+            return True
 
     # Users
 

@@ -39,6 +39,7 @@ _PAYMENTS = (
 def _api(prefix: str) -> list[URLPattern]:
     return [
         _route(f"{prefix}bank-accounts", bank.accounts, "api.accounts"),
+        _route(f"{prefix}bank-accounts/refresh", bank.refresh, "api.refresh", "POST"),
         _route(f"{prefix}{ACCOUNT}", bank.account, "api.account"),
         _route(f"{prefix}{ACCOUNT}/transactions", bank.transactions, "api.transactions"),
         _route(
