@@ -27,6 +27,7 @@ SCOPE_MISSING = "scope_missing"
 NO_USER = "no_user"
 NOT_TRUSTED = "not_trusted"
 FAILED = "failed"
+PAYMENT_UNCERTAIN = "payment_uncertain"
 
 NOTICES: Mapping[str, Notice] = {
     CANCELLED: Notice(
@@ -72,6 +73,10 @@ NOTICES: Mapping[str, Notice] = {
             "It is not from a login that you began in this browser, or was used before. Nothing "
             "has changed."
         ),
+    ),
+    PAYMENT_UNCERTAIN: Notice(
+        _("We do not know whether your payment was made"),
+        _("Please look at your account before you pay again, or ask us."),
     ),
     FAILED: Notice(
         _("Everifin could not finish this"),

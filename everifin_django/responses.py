@@ -23,12 +23,19 @@ from everifin_django.conf import conf
 from everifin_django.exceptions import (
     ConsentExpiredError,
     EverifinError,
+    PaymentUncertainError,
     ScopeMissingError,
     TokenMissingError,
     TokenUnreadableError,
     UnavailableError,
 )
-from everifin_django.notices import ENDED, NOTICES, SCOPE_MISSING, UNAVAILABLE
+from everifin_django.notices import (
+    ENDED,
+    NOTICES,
+    PAYMENT_UNCERTAIN,
+    SCOPE_MISSING,
+    UNAVAILABLE,
+)
 
 logger = logging.getLogger(__name__)
 security_logger = logging.getLogger("everifin_django.security")
@@ -62,7 +69,8 @@ def answer_for(request: HttpRequest, error: Exception) -> HttpResponse | None:
     developer.
 
     The user has to act: 302 to the connect page, 401 problem+json, or HX-Redirect. Everifin or the
-    operator has to: 503 with Retry-After; the user is not asked to connect again.
+    operator has to: 503 with Retry-After; the user is not asked to connect again. A payment may
+    have been made or not: 502, and nothing that leads to paying again.
     """
     if isinstance(error, TokenMissingError | ConsentExpiredError | ScopeMissingError):
         _warn_of_scopes_never_asked_for(error)
@@ -71,7 +79,16 @@ def answer_for(request: HttpRequest, error: Exception) -> HttpResponse | None:
         if isinstance(error, TokenUnreadableError):
             logger.error("A stored token cannot be read: %s", error)
         return unavailable(request, getattr(error, "retry_after_seconds", None))
+    if isinstance(error, PaymentUncertainError):
+        logger.error("A payment may have been made or not: %s", error)
+        return _payment_uncertain(request)
     return None
+
+
+def _payment_uncertain(request: HttpRequest) -> HttpResponse:
+    if wants_page(request):
+        return error_page(request, PAYMENT_UNCERTAIN, status=502)
+    return problem(502, "payment-uncertain", str(NOTICES[PAYMENT_UNCERTAIN].title))
 
 
 def unavailable(

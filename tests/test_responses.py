@@ -1,12 +1,15 @@
 """How a failure is answered: to a browser, to a script, to htmx."""
 
+import json
 import logging
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.test import Client
 
+from everifin_django.exceptions import PaymentUncertainError
 from everifin_django.models import BankToken
+from everifin_django.responses import answer_for
 
 PAGE = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 NAVIGATION = {**PAGE, "sec-fetch-mode": "navigate"}
@@ -254,3 +257,24 @@ class TestOtherFailures:
     def test_errors_of_other_kinds_are_not_ours(self, connected):
         connected.raise_request_exception = False
         assert connected.get("/broken/").status_code == 500
+
+
+class TestPaymentUncertain:
+    """Nothing leads to paying again: it may have been made."""
+
+    def test_a_person_is_told_to_look_first(self, rf, caplog):
+        response = answer_for(rf.post("/pay/"), PaymentUncertainError("POST /v1 at Everifin"))
+        assert response is not None
+        page = response.content.decode()
+        assert response.status_code == 502
+        assert "We do not know whether your payment was made" in page
+        assert "Try again" not in page
+        assert "Retry-After" not in response.headers
+        assert "may have been made" in caplog.text
+
+    def test_a_script_gets_a_problem(self, rf):
+        request = rf.post("/pay/", headers={"Accept": "application/json"})
+        response = answer_for(request, PaymentUncertainError("POST /v1 at Everifin"))
+        assert response is not None
+        assert response.status_code == 502
+        assert json.loads(response.content)["type"] == "urn:everifin-django:payment-uncertain"
