@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from functools import cache
 from typing import Any, Literal
 
 from everifin_django.testing.sandbox.faults import Fault, Faults
@@ -170,7 +171,7 @@ class State:
         user = User(
             sub=sub or str(uuid.uuid5(uuid.NAMESPACE_URL, f"everifin-sandbox:{username}")),
             username=username,
-            password=_hash_password(password) if password else "",
+            password=_hash_new(password) if password else "",
             name=name or username.title(),
             email=email or f"{username}@example.test",
             email_verified=email_verified,
@@ -278,6 +279,17 @@ class State:
     def _live_sessions(self, username: str | None) -> list[Session]:
         sub = self.user(username).sub if username else None
         return [session for session in self.store.sessions(sub) if session.is_live(self.now())]
+
+
+def _hash_new(password: str) -> str:
+    is_demo = password in DEMO_LOGINS.values()
+    return _hash_demo_password(password) if is_demo else _hash_password(password)
+
+
+@cache
+def _hash_demo_password(password: str) -> str:
+    # Once a process: a suite makes a sandbox for each test, and hashing is slow even where cheap.
+    return _hash_password(password)
 
 
 def _hash_password(password: str, *, salt: str = "") -> str:
