@@ -8,6 +8,7 @@ are in tests/concurrency.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -36,6 +37,12 @@ from everifin_django.testing.factories import BankTokenFactory, UserFactory
 pytestmark = pytest.mark.django_db
 
 WITHOUT_SANDBOX = requests.Session.get_adapter
+IMPATIENCE = {
+    "sqlite": "PRAGMA busy_timeout = 10",
+    "postgresql": "SET lock_timeout = '100ms'",
+    "mysql": "SET innodb_lock_wait_timeout = 1",
+}
+"""A statement waits hardly for a lock, by database."""
 
 
 @pytest.fixture
@@ -465,6 +472,22 @@ class TestFaultTable:
         assert current(overdue.user).token_version == 2
         assert _now(overdue).status == "active"
 
+    @pytest.mark.parametrize("storing", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+    def test_a50_two_takeovers_in_a_row_keep_one_good_answer(self, overdue, everifin, storing):
+        everifin.rotation = "default"  # under strict rotation, the first takeover ends the session
+        tries = [_attempt(overdue) for _ in range(3)]
+        answers = []
+        for attempt in tries:
+            assert attempt.claim()
+            answers.append(attempt.send())
+            _let_lease_run_out(overdue)
+        for number in storing:
+            assert tries[number].store(answers[number]).token_version == 2
+        assert _now(overdue).open_token("access") == answers[storing[0]].access
+        assert everifin.live_sessions() == 1
+        assert not PendingRevocation.objects.exists()
+        assert _is_alive(overdue, everifin)
+
     def test_f20_a_disconnect_in_flight_wins_and_the_new_token_is_ended(
         self, overdue, everifin, meanwhile
     ):
@@ -649,6 +672,39 @@ class TestDatabaseFaults:
         assert current(overdue.user).token_version == 2
         assert connection.connection is not before
         assert _now(overdue).token_version == 2
+
+    def test_a49_a_lock_on_the_row_that_outlasts_the_patience_at_the_store_costs_no_token(
+        self, overdue, everifin, monkeypatch
+    ):
+        attempt = _attempt(overdue)
+        assert attempt.claim()
+        answer = attempt.send()
+        is_locked, may_end = threading.Event(), threading.Event()
+
+        def lock_the_row():
+            with transaction.atomic():
+                BankToken.objects.filter(pk=overdue.pk).update(scope="locked")
+                is_locked.set()
+                may_end.wait(20)
+                transaction.set_rollback(True)
+            connections.close_all()
+
+        other = threading.Thread(target=lock_the_row)
+        pauses = []
+
+        def pause(seconds):
+            pauses.append(seconds)
+            may_end.set()
+            other.join()
+
+        with connection.cursor() as cursor:
+            cursor.execute(IMPATIENCE[connection.vendor])
+        other.start()
+        assert is_locked.wait(20)
+        monkeypatch.setattr(time, "sleep", pause)
+        assert attempt.store(answer).token_version == 2
+        assert len(pauses) == 1
+        assert _now(overdue).open_token("access") == answer.access
 
     def test_f18_when_it_stays_away_this_request_is_served_and_the_alarm_raised(
         self, overdue, everifin, faults, monkeypatch, caplog
