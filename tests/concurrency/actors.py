@@ -79,6 +79,7 @@ class Notes:
     is_refused: bool = False
     is_at_risk: bool = False
     is_disconnected: bool = False
+    is_deleted: bool = False
     is_double_spent: bool = False
 
 
@@ -90,7 +91,7 @@ class Snapshot:
     sessions: tuple[tuple[str, bool, bool], ...]
     tokens: tuple[tuple[str, str, bool], ...]
     notes: Notes = field(compare=False)
-    row: BankToken = field(compare=False)
+    row: BankToken | None = field(compare=False)
     outbox: tuple[PendingRevocation, ...] = field(compare=False)
 
 
@@ -109,18 +110,21 @@ class World:
         self._empty_sandbox()
         self.everifin.double_spends = 0
         self.everifin.faults.clear()
+        BankToken.objects.all().delete()
+        row = BankToken(id=uuid.UUID(int=1), user=self.user)
+        self.version = row.token_version = 1
+        for name, value in row.sealed(self.grant(), active_key()).items():
+            setattr(row, name, value)
+        row.save(force_insert=True)
         PendingRevocation.objects.all().delete()
-        grant = {**tokens._NOTHING, **self.row().sealed(self.grant(), active_key())}
-        self.version = 1
-        self._update(**grant, status=Status.ACTIVE, token_version=self.version)
         self.let_token_run_out()
 
     @property
     def is_strict(self) -> bool:
         return self.everifin.rotation == "strict"
 
-    def row(self) -> BankToken:
-        return BankToken.objects.get(user=self.user)
+    def row(self) -> BankToken | None:
+        return BankToken.objects.filter(user=self.user).first()
 
     def grant(self) -> TokenSet:
         """A new grant of the same user, in a session of its own at Everifin."""
@@ -163,14 +167,20 @@ class World:
 
     def restore(self, snapshot: Snapshot) -> None:
         self.notes = replace(snapshot.notes)
-        self.version = snapshot.row.token_version
         self.everifin.double_spends = int(self.notes.is_double_spent)
-        _as_of_now(snapshot.row).save(force_update=True)
+        self._restore_row(snapshot.row)
         PendingRevocation.objects.all().delete()
         for entry in snapshot.outbox:
             entry.pk = None
             _as_of_now(entry).save(force_insert=True)
         self._restore_sandbox(snapshot)
+
+    def _restore_row(self, row: BankToken | None) -> None:
+        self.version = row.token_version if row else 0
+        others = BankToken.objects.exclude(pk=row.pk) if row else BankToken.objects.all()
+        others.delete()
+        if row is not None:
+            _as_of_now(row).save()
 
     def _restore_sandbox(self, snapshot: Snapshot) -> None:
         self._empty_sandbox()
@@ -207,7 +217,7 @@ class World:
     def let_lease_run_out(self) -> None:
         """A holder who is still alive then is what strict rotation does not forgive."""
         row = self.row()
-        if row.lease_until is None or row.lease_until <= timezone.now():
+        if row is None or row.lease_until is None or row.lease_until <= timezone.now():
             return
         if self.is_strict and self.notes.holder is not None and self.notes.holder.is_alive:
             self.notes.is_at_risk = True
@@ -236,6 +246,10 @@ class World:
         if holder is not None and attempt is not None and attempt.lease_id == holder.lease_id:
             self.notes.holder = holder._replace(is_alive=False)
 
+    def let_go_of_row(self) -> None:
+        """Take note that the connection was deleted; another one may be made."""
+        self.notes.is_deleted, self.notes.holder, self.version = True, None, 0
+
     def _go_wrong(self, fault: str) -> None:
         if fault == "session ended":
             self.end_sessions()
@@ -254,6 +268,11 @@ class World:
     def check(self, row: BankToken | None = None) -> None:
         """Assert what holds after every step."""
         row = row or self.row()
+        assert self.notes.is_deleted == (row is None)
+        if row is not None:
+            self._check_row(row)
+
+    def _check_row(self, row: BankToken) -> None:
         assert row.token_version >= self.version
         if row.status == Status.NEEDS_RECONNECT:
             assert self.notes.is_refused
@@ -272,11 +291,12 @@ class World:
     def settle(self) -> None:
         """Assert what holds when everybody is done or dead: nothing is forgotten, nothing lost."""
         row, notes = self.row(), self.notes
-        kept = {row.idp_session} if row.refresh_ciphertext else set()
+        kept = {row.idp_session} if row and row.refresh_ciphertext else set()
         assert self._live_sessions() <= kept | self._listed_sessions() | notes.homeless
         self._empty_outbox()
         assert self._live_sessions() <= kept | notes.homeless
-        if not (notes.is_disconnected or notes.is_at_risk or (self.is_strict and notes.in_hand)):
+        is_lost = notes.is_at_risk or (self.is_strict and notes.in_hand)
+        if row is not None and not (notes.is_disconnected or is_lost):
             assert row.status == Status.ACTIVE
             assert self.everifin.double_spends == 0
             assert self._is_accepted(row)
@@ -365,8 +385,8 @@ def plain(value: Any) -> Any:
 
 def _plain_column(row: BankToken | PendingRevocation, name: str) -> Any:
     value = getattr(row, name)
-    if name == "id":
-        return None  # of an entry in the outbox it is by chance, and there is one connection only
+    if name in ("id", "connection_id"):
+        return None  # by chance; which connection it is, its tokens say, of which no two are alike
     if name.endswith("_ciphertext") and value:
         purpose: Any = name.removesuffix("_ciphertext")
         return open_sealed(value, row.place(purpose)).reveal()
@@ -455,7 +475,8 @@ class Refreshing(Actor):
             elif self.outcome is not None:
                 attempt.give_up(self.outcome)
         if isinstance(self.outcome, TokenSet):  # a good answer is kept, unless something newer came
-            assert world.row().token_version > version
+            now = world.row()
+            assert now is None or now.pk != attempt.row.pk or now.token_version > version
         holder = world.notes.holder
         if holder is not None and holder.lease_id == attempt.lease_id:
             world.notes.holder = None
@@ -484,6 +505,24 @@ class Disconnecting(Actor):
 
 
 @dataclass(frozen=True)
+class Deleting(Actor):
+    """Two turns, as in the admin or a cascade: the connection is read, and deleted as it was."""
+
+    TURNS: ClassVar = 2
+    taken: int = 0
+    read: BankToken | None = None
+
+    def turn(self, world: World) -> Actor | None:
+        if self.read is None:
+            row = world.row()
+            return Deleting(1, row) if row else None
+        deleted, _ = copy(self.read).delete()
+        if deleted:
+            world.let_go_of_row()
+        return None
+
+
+@dataclass(frozen=True)
 class Reconnecting(Actor):
     """Two turns: Everifin gives a new grant, and it is kept."""
 
@@ -498,7 +537,7 @@ class Reconnecting(Actor):
             return Reconnecting(1, grant)
         tokens.keep(world.user, self.grant, None)
         world.notes.homeless -= {self.grant.session_id}
-        world.notes.is_disconnected = False
+        world.notes.is_disconnected = world.notes.is_deleted = False
         return None
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from tests.concurrency.actors import (
     Actor,
+    Deleting,
     Disconnecting,
     Expiring,
     Reconnecting,
@@ -191,11 +192,16 @@ CASTS: list[Roles] = [
     (Refreshing, Refreshing),
     (Refreshing, Disconnecting),
     (Refreshing, Reconnecting),
+    (Refreshing, Deleting),
     (Refreshing, Refreshing, Refreshing),
     (Refreshing, Refreshing, Expiring),
     (Refreshing, Refreshing, Waiting),
     (Refreshing, Refreshing, Disconnecting),
     (Refreshing, Refreshing, Reconnecting),
+    (Refreshing, Refreshing, Deleting),
+    (Refreshing, Disconnecting, Reconnecting),
+    (Refreshing, Disconnecting, Deleting),
+    (Refreshing, Reconnecting, Deleting),
     (Refreshing, Refreshing, Refreshing, Expiring),
     (Refreshing, Refreshing, Expiring, Waiting),
 ]
@@ -258,6 +264,7 @@ def _played_straight(
         ((Refreshing, Refreshing), 1),
         ((Refreshing, Disconnecting), 1),
         ((Refreshing, Reconnecting), 1),
+        ((Refreshing, Deleting), 1),
         ((Refreshing, Refreshing, Expiring), 0),
         ((Refreshing, Refreshing, Waiting), 0),
     ],

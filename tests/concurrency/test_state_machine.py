@@ -15,6 +15,7 @@ from hypothesis.stateful import (
 
 from tests.concurrency.actors import (
     Actor,
+    Deleting,
     Disconnecting,
     Reconnecting,
     Refreshing,
@@ -51,7 +52,7 @@ class Protocol(RuleBasedStateMachine):
         return len(self.actors) < MOST_ACTORS
 
     @precondition(has_room)
-    @rule(role=st.sampled_from([Refreshing, Refreshing, Refreshing, Disconnecting, Reconnecting]))
+    @rule(role=st.sampled_from([*[Refreshing] * 3, Disconnecting, Deleting, Reconnecting]))
     def somebody_begins(self, role: type[Actor]) -> None:
         self.actors.append(role())
 
