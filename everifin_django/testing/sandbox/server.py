@@ -92,6 +92,8 @@ class _Server(ThreadedWSGIServer):
 
 
 class _RequestHandler(WSGIRequestHandler):
+    # Head and body are written apart: the body must not wait for the caller to confirm the head.
+    disable_nagle_algorithm = True
     _is_answered: bool
 
     def handle_one_request(self) -> None:
