@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
+from requests.cookies import RequestsCookieJar
 
 CALL_SECONDS = 15
 
@@ -49,6 +50,14 @@ class Page:
         return next(iter(self.all(css_class)), "nothing")
 
 
+class _Cookies(RequestsCookieJar):
+    """As a browser's: this machine counts as secure, which cookies of a login page may ask for."""
+
+    def set_cookie(self, cookie: Any, *args: Any, **kwargs: Any) -> None:
+        cookie.secure = cookie.secure and not cookie.domain.startswith("127.")
+        super().set_cookie(cookie, *args, **kwargs)
+
+
 class Browser:
     """
     Units: *until* is a moment of ``time.monotonic()``, after which no call is made any more.
@@ -60,6 +69,7 @@ class Browser:
         self._until = until
         self._session = requests.Session()
         self._session.trust_env = False
+        self._session.cookies = _Cookies()
         self._session.headers["Accept"] = "text/html"
         self.page = Page("", 0, {}, "", [], [], {})
 
