@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
@@ -177,8 +177,8 @@ class Back:
 class Visitor:
     """Somebody with a browser, and the site they use: what both can say to *party*."""
 
-    def __init__(self, party: Party) -> None:
-        self.party = party
+    def __init__(self, party: Party, *, redirect_uri: str = "") -> None:
+        self.party = replace(party, redirect_uri=redirect_uri or party.redirect_uri)
         self.verifier = secrets.token_urlsafe(48)
         self.http = requests.Session()
         self.http.trust_env = False
@@ -216,7 +216,13 @@ class Visitor:
 
     def come_back(self, button: str = "accept", /, **changes: str | None) -> dict[str, str]:
         """Log in and decide; return what the visitor brings back."""
-        answer = self.open(**changes)
+        return self._on(self.open(**changes), button)
+
+    def agree(self, address: str) -> dict[str, str]:
+        """Do the same where a site has sent the visitor."""
+        return self._on(self.go("GET", address), "accept")
+
+    def _on(self, answer: Page | Back, button: str) -> dict[str, str]:
         if isinstance(answer, Page):
             answer = self.log_in(answer)
         if isinstance(answer, Page):
