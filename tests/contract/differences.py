@@ -34,7 +34,7 @@ DIFFERENCES: dict[tuple[str, str], Difference] = {
     ),
     ("refresh_with_a_wider_scope", "sandbox"): Difference(
         "400 invalid_scope",
-        "Keycloak drops the scopes that were not granted. RFC 6749, section 6, forbids to ask for "
+        "Keycloak does not refuse it. RFC 6749, section 6, forbids to ask for "
         "them, so a site that does should hear of it.",
     ),
     ("ask_for_an_unknown_grant", "sandbox"): Difference(
