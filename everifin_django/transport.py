@@ -173,12 +173,14 @@ def read(
     """
     seconds = conf.deadline_seconds
     end = monotonic() + seconds
-    for number in range(1, MAX_TRIES + 1):
+    number = 1
+    while True:
         outcome = _tried(url, headers, params, max_bytes, end - monotonic())
         pause = _pause_after(outcome, number)
         if number == MAX_TRIES or pause is None or monotonic() + pause > end - seconds / 2:
             break
         sleep(pause)
+        number += 1
     if isinstance(outcome, UnavailableError):
         raise outcome
     return outcome
