@@ -17,20 +17,18 @@ What can go wrong, and who has to act.
     ├── APIError                        a call to Everifin did not give what was asked for
     │   ├── UnavailableError            nobody: try again later
     │   │   ├── UnreachableError        ... nothing was sent
-    │   │   └── AnswerLostError         ... it may have been carried out
-    │   ├── PaymentUncertainError       somebody looks whether the payment was made
     │   │   ├── AnswerLostError         ... it may have been carried out
     │   │   └── RateLimitedError        ... Everifin had too many calls
+    │   ├── PaymentUncertainError       somebody looks whether the payment was made
     │   ├── AnswerError                 the site's developer: Everifin answered in another shape
     │   └── RefusedError                Everifin said no, and why: see ``code``
     │       ├── NotAuthorizedError
     │       ├── NotFoundError
+    │       ├── RefreshRunningError     nobody: what was asked for is on its way
     │       ├── InvalidRequestError
     │       │   └── EndUserMissingError the site's developer: only a person who is present can pay
     │       ├── PaymentRejectedError    the user: the bank refused the payment
     │       └── PaymentNotEditableError nobody: read the payment instead
-    │       ├── RefreshRunningError     nobody: what was asked for is on its way
-    │       └── InvalidRequestError
     ├── LoginError                      the visitor starts the login or connection again
     └── IdentityTakenError              the visitor logs in as the user who has the Everifin account
 
