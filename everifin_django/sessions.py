@@ -55,6 +55,20 @@ def forget(session_key: str | None) -> None:
         _login_sessions().filter(session_key=session_key).delete()
 
 
+def spare(user: Any) -> None:
+    """
+    Let the sessions here go on that the grant of *user*'s connection began, when this site ends
+    that grant: a Keycloak then says by the back channel that its session is over.
+
+    Two statements; none without EVERIFIN_BACKCHANNEL_LOGOUT.
+    """
+    if not conf.backchannel_logout:
+        return
+    connection = tokens.Everifin(user).connection
+    if connection is not None and connection.idp_session:
+        _login_sessions().filter(idp_session=connection.idp_session).delete()
+
+
 def end(logout_token: Secret) -> int:
     """
     End what a logout token names, and return how many sessions of this site that were.

@@ -305,6 +305,7 @@ class DisconnectView(View):
 
     def post(self, request: HttpRequest) -> HttpResponse:
         if request.user.is_authenticated:
+            sessions.spare(request.user)
             tokens.forget(request.user, "disconnected")
         return HttpResponseRedirect(flows.next_or_default(request, request.POST.get("next", "")))
 

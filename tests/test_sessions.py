@@ -109,6 +109,20 @@ def test_who_logged_in_by_password_loses_the_connection_only(connected, client, 
     assert BankToken.objects.get().status == "disconnected"
 
 
+def test_who_disconnects_stays_logged_in_though_everifin_tells_of_the_end(
+    client, everifin, everifin_connect, logged_in
+):
+    another = Client()
+    everifin_connect(another, door="login")
+    newer = BankToken.objects.get().idp_session
+    client.post("/everifin/disconnect/")
+    assert say(everifin.logout_token(sid=newer)).status_code == 200
+    assert [is_logged_in(one) for one in (client, another)] == [True, True]
+    # What the other browser has at Everifin is not what was ended.
+    assert say(everifin.logout_token(sid=logged_in.idp_session)).status_code == 200
+    assert [is_logged_in(one) for one in (client, another)] == [False, True]
+
+
 def test_a_grant_for_when_the_user_is_away_stays(client, everifin, logged_in):
     BankToken.objects.update(scope="openid ais offline_access")
     assert say(everifin.logout_token(sid=logged_in.idp_session)).status_code == 200
