@@ -90,6 +90,11 @@ class Browser:
                 return self._send(form, form.fields | filled_in | form.buttons[button])
         raise LookupError(f"there is no button {button!r} on {self._here()}")
 
+    def cookie(self, name: str) -> str | None:
+        """Return the value of the cookie of this name, as the site of the page set it."""
+        host = urlsplit(self.page.url).hostname or ""
+        return self._session.cookies.get(name, domain=host)
+
     def close(self) -> None:
         self._session.close()
 

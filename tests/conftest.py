@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from django.db import connection
 from everifin_django.models import BankToken
 from tests.keycloak import distribution
 from tests.keycloak.server import Keycloak, Realm, keycloak
+from tests.runner import WITHOUT_KEYCLOAK
 from tests.servers import AbsentError
 
 
@@ -53,11 +55,16 @@ def age() -> Callable[..., None]:
     return age
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what has a run of its own, where processes share the tests or the runner says so."""
+    is_elsewhere = WITHOUT_KEYCLOAK in os.environ or hasattr(item.config, "workerinput")
+    if is_elsewhere and item.get_closest_marker("keycloak"):
+        pytest.skip("Keycloak has a run of its own: manage.py test --databases keycloak")
+
+
 @pytest.fixture(scope="session")
-def real_keycloak(worker_id: str) -> Iterator[Keycloak]:
-    """Give a running Keycloak, started once; none where processes share the tests."""
-    if worker_id != "master":
-        pytest.skip("Keycloak is started for one process of tests: pytest -m keycloak -n 0")
+def real_keycloak() -> Iterator[Keycloak]:
+    """Give a running Keycloak, started once."""
     try:
         with keycloak(distribution.chosen_version()) as server:
             yield server

@@ -26,6 +26,9 @@ CHECKOUT = Path(__file__).parent.parent
 KEYCLOAK = "keycloak"
 # One process: Keycloak is started once, and its settings are changed by the tests.
 WITH_KEYCLOAK = ("-m", KEYCLOAK, "--numprocesses=0")
+WITHOUT_KEYCLOAK = "TESTS_WITHOUT_KEYCLOAK"
+"""Set where a run leaves Keycloak to the one that is for it."""
+
 # Gives the address of a database for as long as the block lasts.
 Database = Callable[[], AbstractContextManager[str]]
 
@@ -154,12 +157,14 @@ class EveryDatabase:
         self, name: str, database: Database, arguments: Sequence[str], directory: Path
     ) -> Run:
         print(f"\n== {name} ==", flush=True)
+        environment = {WITHOUT_KEYCLOAK: "1"}
         if name == KEYCLOAK:
-            arguments = [*arguments, *WITH_KEYCLOAK]
+            arguments, environment = [*arguments, *WITH_KEYCLOAK], {}
         started = time.monotonic()
         try:
             with database() as url:
-                counts = self.run_pytest(url, arguments, directory)
+                environment["DATABASE_URL"] = url
+                counts = self.run_pytest(arguments, directory, environment)
         except AbsentError as absence:
             # Only who asks for a database by name relies on its being there.
             run = Run(name, Counts(failed=int(self.databases is not None)), remark=str(absence))
@@ -170,7 +175,9 @@ class EveryDatabase:
             run = Run(name, counts, time.monotonic() - started)
         return run
 
-    def run_pytest(self, url: str, arguments: Sequence[str], directory: Path) -> Counts:
+    def run_pytest(
+        self, arguments: Sequence[str], directory: Path, environment: Mapping[str, str]
+    ) -> Counts:
         report = directory / "report.xml"
         report.unlink(missing_ok=True)
         # Our pytest plugin is imported before any of pytest's own could begin to measure.
@@ -181,7 +188,7 @@ class EveryDatabase:
         # Not where pytest keeps the files of all its runs, and other runs clear them away.
         command += [f"--basetemp={directory / 'pytest'}"]
         command += [f"--numprocesses={self.workers}", f"--randomly-seed={self.seed}", *arguments]
-        return Counts.read(report, call(command, directory, DATABASE_URL=url))
+        return Counts.read(report, call(command, directory, **environment))
 
 
 def call(command: Sequence[str], directory: Path, **environment: str) -> int:

@@ -1,66 +1,110 @@
 """
-Ask the sandbox and each Keycloak that was tried the questions of tests/contract, print the table,
-and write it into docs/keycloak.md.
+Ask the sandbox and each Keycloak that was tried the questions of tests/contract, drive the example
+site through each, print both tables, and write them into docs/keycloak.md.
+
+The site runs on a PostgreSQL of its own, or on SQLite where there is none.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from django.conf import settings
-
-from tests.contract import parties
-from tests.contract.cases import CASES
-from tests.contract.parties import NoSuchSwitchError, Party, Visitor
 from tests.keycloak.distribution import LEGACY, NEWEST
 from tests.keycloak.server import keycloak
+from tests.runner import keycloak_database
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "keycloak.md"
-MARK = "<!-- Below: written by python -m tests.keycloak -->\n"
-
-
-def observe(party: Party) -> list[str]:
-    return [_ask(party, number) for number in range(len(CASES))]
+if TYPE_CHECKING:
+    from tests.keycloak.providers import Provider
 
 
-def _ask(party: Party, number: int) -> str:
-    party.switches.reset()
-    try:
-        return CASES[number].ask(Visitor(party))
-    except NoSuchSwitchError:
-        return "(no such switch)"
+@contextmanager
+def database() -> Iterator[None]:
+    """Give Django the settings of the tests, and a database with all tables."""
+    with keycloak_database() as url, tempfile.TemporaryDirectory() as directory:
+        is_file = url.startswith("sqlite")
+        os.environ["DATABASE_URL"] = f"sqlite:///{directory}/db.sqlite3" if is_file else url
+        os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+        import django
+
+        django.setup()
+        from django.core.management import call_command
+
+        call_command("migrate", verbosity=0)
+        yield
 
 
-def columns() -> dict[str, list[str]]:
-    from everifin_django.testing.sandbox import Sandbox  # wants settings
-    from everifin_django.testing.sandbox.server import serve
+def observe() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return what the questions and the scenarios came to, by the party's name."""
+    from tests.keycloak import providers  # wants settings
 
-    with serve(Sandbox(access_token_seconds=60)) as server:
-        found = {"sandbox": observe(parties.from_sandbox(server.sandbox))}
+    questions, scenarios = {}, {}
     for version in (NEWEST, LEGACY):
-        with keycloak(version) as running:
-            realm = running.import_realm("everifin_app")
-            found[f"Keycloak {version}"] = observe(parties.from_keycloak(realm))
+        with (
+            keycloak(version) as running,
+            providers.at_keycloak(running.import_realm("everifin_app")) as provider,
+        ):
+            name = provider.party.name
+            questions[name], scenarios[name] = answers(provider), outcomes(provider)
+    with providers.at_sandbox() as provider:
+        name = provider.party.name
+        questions[name], scenarios[name] = answers(provider), outcomes(provider)
+    return questions, scenarios
+
+
+def answers(provider: Provider) -> list[str]:
+    from tests.contract.cases import CASES
+    from tests.contract.parties import NoSuchSwitchError, Visitor
+
+    found = []
+    for case in CASES:
+        provider.party.switches.reset()
+        try:
+            found.append(case.ask(Visitor(provider.party)))
+        except NoSuchSwitchError:
+            found.append("(no such switch)")
     return found
 
 
-def table(found: dict[str, list[str]]) -> str:
-    lines = [f"| asked | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
-    newest = found[f"Keycloak {NEWEST}"]
-    for number, case in enumerate(CASES):
-        observed = [column[number] for column in found.values()]
-        marked = [one if one == newest[number] else f"**{one}**" for one in observed]
-        lines.append(f"| {case.name.replace('_', ' ')} | {' | '.join(marked)} |")
-    return "\n".join(lines) + "\n"
+def outcomes(provider: Provider) -> list[str]:
+    """What each scenario came to, under every server."""
+    from tests.keycloak.scenarios import SCENARIOS, observe
+    from tests.keycloak.site import SERVERS
+    from tests.keycloak.tour import Sites
+
+    found: list[dict[str, str]] = [{} for _ in SCENARIOS]
+    for server in sorted(SERVERS):
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            Sites(server, provider, Path(directory)) as sites,
+        ):
+            for scenario, outcome in zip(SCENARIOS, found, strict=True):
+                outcome[server] = observe(scenario, sites)
+    return [said(outcome) for outcome in found]
+
+
+def said(outcome: dict[str, str]) -> str:
+    if len(set(outcome.values())) == 1:
+        return next(iter(outcome.values()))
+    return "; ".join(f"{server}: {observed}" for server, observed in outcome.items())
 
 
 def main() -> None:
-    settings.configure(ALLOWED_HOSTS=["*"], USE_TZ=True)
-    text = table(columns())
-    sys.stdout.write(text)
-    above, mark, _ = DOCUMENT.read_text(encoding="utf-8").partition(MARK)
-    DOCUMENT.write_text(f"{above}{mark}{text}", encoding="utf-8")
+    with database():
+        questions, scenarios = observe()
+        from tests.keycloak import tables
+
+        for marks, table in (
+            (tables.SCENARIO_MARKS, tables.scenario_table(scenarios)),
+            (tables.QUESTION_MARKS, tables.question_table(questions)),
+        ):
+            sys.stdout.write(f"{table}\n")
+            tables.write(marks, table)
 
 
 if __name__ == "__main__":

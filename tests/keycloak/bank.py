@@ -31,7 +31,8 @@ class Verifier:
 
     def __init__(self, realm: Realm, generation: Callable[[str], str]) -> None:
         certs = f"{realm.issuer}/protocol/openid-connect/certs"
-        self._keys = jwt.PyJWKClient(certs, lifespan=300)
+        # Keeps each key it has met, and asks at once for one it has not.
+        self._keys = jwt.PyJWKClient(certs, cache_jwk_set=False, cache_keys=True)
         self._generation = generation
 
     def __call__(self, token: str) -> dict[str, Any] | None:

@@ -180,12 +180,13 @@ class Realm:
     def rotate_key(self) -> None:
         """Sign with a new key from now on; the old one stays published."""
         realm = self.call("GET", "")
+        later_wins = str(time.time_ns())
         provider = {
             "name": f"key-{secrets.token_hex(4)}",
             "providerId": "rsa-generated",
             "providerType": "org.keycloak.keys.KeyProvider",
             "parentId": realm["id"],
-            "config": {"priority": ["1000"], "algorithm": ["RS256"], "keySize": ["2048"]},
+            "config": {"priority": [later_wins], "algorithm": ["RS256"], "keySize": ["2048"]},
         }
         self.call("POST", "components", json=provider)
 
@@ -207,6 +208,21 @@ class Realm:
 
     def live_sessions(self, username: str) -> int:
         return len(self.call("GET", f"users/{self.user_id(username)}/sessions"))
+
+    def end_browser_sessions(self, username: str) -> None:
+        """End each, and nothing else: no token from before becomes stale by it."""
+        for session in self.call("GET", f"users/{self.user_id(username)}/sessions"):
+            self.call("DELETE", f"sessions/{session['id']}")
+
+    def offline_sessions(self, username: str) -> int:
+        client = self._client_path().rpartition("/")[2]
+        path = f"users/{self.user_id(username)}/offline-sessions/{client}"
+        return len(self.call("GET", path))
+
+    def client_sessions(self) -> list[str]:
+        """Return the names of all sessions that the client has a part in."""
+        found = self.call("GET", f"{self._client_path()}/user-sessions?max=100000")
+        return [session["id"] for session in found]
 
     def _client_path(self) -> str:
         found = self.call("GET", f"clients?clientId={self.client['clientId']}")

@@ -1,4 +1,4 @@
-"""The example site under a real server, on the database of the test, its Everifin a Keycloak."""
+"""The example site under a real server, on the database of the test."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import requests
 from django.conf import settings
 from django.db import connection
-
-from tests.keycloak.server import Realm
 
 CHECKOUT = Path(__file__).parents[2]
 START_SECONDS = 60
@@ -34,9 +33,16 @@ def database_url() -> str:
     return urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{name}").geturl()
 
 
+class Site(NamedTuple):
+    """A running site. *url* has no slash at the end; *log* is what it and its server say."""
+
+    url: str
+    log: Path
+
+
 @contextmanager
-def example_site(server: str, realm: Realm, api_url: str, directory: Path) -> Iterator[str]:
-    """Serve the example site until the block ends; its address has no slash at the end."""
+def example_site(server: str, told: Mapping[str, str], log: Path) -> Iterator[Site]:
+    """Serve the example site until the block ends; *told* is its environment beside the usual."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -47,23 +53,25 @@ def example_site(server: str, realm: Realm, api_url: str, directory: Path) -> It
         "DATABASE_URL": database_url(),
         "SECRET_KEY": settings.SECRET_KEY,
         "ALLOWED_HOSTS": "127.0.0.1",
-        "EVERIFIN_IDP_URL": realm.keycloak.url,
-        "EVERIFIN_API_URL": api_url,
-        "EVERIFIN_CLIENT_ID": realm.client["clientId"],
-        "EVERIFIN_CLIENT_SECRET": realm.client["secret"],
         "EVERIFIN_ENCRYPTION_KEYS": ",".join(settings.EVERIFIN_ENCRYPTION_KEYS),
         "EVERIFIN_REDIRECT_URI": f"{url}/everifin/callback/",
         "EVERIFIN_BACKCHANNEL_LOGOUT": "1",
         "EVERIFIN_POST_LOGOUT_REDIRECT_URI": f"{url}/",
+        **told,
     }
     command = [sys.executable, "-m", *(word.format(port=port) for word in SERVERS[server])]
-    with (directory / "log").open("wb") as log:
+    with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=CHECKOUT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            command,
+            cwd=CHECKOUT,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
         )
     try:
-        await_start(f"{url}/login/", process, directory / "log")
-        yield url
+        await_start(f"{url}/login/", process, log)
+        yield Site(url, log)
     finally:
         process.terminate()
         process.wait()
