@@ -88,9 +88,9 @@ def test_one_base_catches_all_but_wrong_settings(error):
 
 
 def test_the_tree_is_drawn_in_the_docstring():
-    drawn, path = [], []
-    for line in exceptions.__doc__.splitlines():
-        lead, name = re.match(r"([ │├└─]*)(\w*)", line).groups()
+    drawn: list[list[str]] = []
+    path: list[str] = []
+    for lead, name in re.findall(r"(?m)^([ │├└─]*)(\w*)", exceptions.__doc__):
         if name.endswith("Error"):
             path = [*path[: len(lead) // 4 - 1], name]
             drawn.append(path)
@@ -98,7 +98,7 @@ def test_the_tree_is_drawn_in_the_docstring():
     assert sorted(drawn) == sorted(is_so)
 
 
-def _bases(error):
+def _bases(error: type[BaseException]) -> list[type]:
     return [
         one
         for one in error.__mro__
