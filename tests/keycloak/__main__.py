@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from tests.keycloak.distribution import LEGACY, NEWEST
 from tests.keycloak.server import keycloak
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 def database() -> Iterator[None]:
     """Give Django the settings of the tests, and a database with all tables."""
     with keycloak_database() as url, tempfile.TemporaryDirectory() as directory:
-        is_file = url.startswith("sqlite")
-        os.environ["DATABASE_URL"] = f"sqlite:///{directory}/db.sqlite3" if is_file else url
+        if url.startswith("sqlite"):
+            os.environ["DATABASE_URL"] = f"sqlite:///{directory}/db.sqlite3"
+        else:  # the one that every server has; it goes with the server
+            os.environ["DATABASE_URL"] = urlsplit(url)._replace(path="/postgres").geturl()
         os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
         import django
 
