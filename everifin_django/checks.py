@@ -219,6 +219,7 @@ def check_values(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         "EVERIFIN_USE_PKCE",
         "EVERIFIN_REQUIRE_ISS",
         "EVERIFIN_CREATE_USERS",
+        "EVERIFIN_KEEP_ENDED_DAYS",
         "EVERIFIN_REFRESH_EVERY_VIEW",
         "EVERIFIN_LEGACY_LOGOUT",
         "EVERIFIN_BACKCHANNEL_LOGOUT",

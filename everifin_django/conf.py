@@ -44,6 +44,7 @@ DEFAULT_KEY_PROVIDER = "everifin_django.crypto.SettingsKeys"
 MAX_SECONDS = 60
 """The upper bound of every timeout, so that no setting can hold a worker for minutes."""
 
+MAX_DAYS = 366
 MAX_PROXIES = 10
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 REALM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,254}")
@@ -231,6 +232,16 @@ class Conf:
     def refresh_margin_seconds(self) -> float:
         """How long before its expiry an access token is refreshed, at most."""
         return self._seconds("EVERIFIN_REFRESH_MARGIN_SECONDS", 60)
+
+    @property
+    def keep_ended_days(self) -> int:
+        """How long a connection that has to be made again keeps its tokens."""
+        return self._read(
+            "EVERIFIN_KEEP_ENDED_DAYS",
+            30,
+            lambda days: type(days) is int and 1 <= days <= MAX_DAYS,
+            f"must be a whole number of days from 1 to {MAX_DAYS}.",
+        )
 
     # The middleware.
 

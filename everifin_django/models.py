@@ -60,6 +60,12 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
             status=BankToken.Status.ACTIVE,
         )
 
+    def ended_before(self, moment: datetime) -> BankTokenQuerySet:
+        """Connections that had to be made again before *moment*, and still hold tokens."""
+        return self.filter(status=BankToken.Status.NEEDS_RECONNECT, updated_at__lt=moment).exclude(
+            access_ciphertext="", refresh_ciphertext="", id_ciphertext=""
+        )
+
 
 class BankToken(models.Model):
     """

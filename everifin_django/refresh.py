@@ -370,6 +370,7 @@ class Attempt:
             status=BankToken.Status.NEEDS_RECONNECT,
             token_version=self.row.token_version + 1,
             last_error="identity_changed",
+            updated_at=timezone.now(),
             **_FREE,
         )
         if tokens.refresh is not None:
@@ -400,7 +401,12 @@ class Attempt:
         gave_up = (
             self._same_version()
             .filter(status=BankToken.Status.ACTIVE)
-            .update(status=BankToken.Status.NEEDS_RECONNECT, last_error=reason, **_FREE)
+            .update(
+                status=BankToken.Status.NEEDS_RECONNECT,
+                last_error=reason,
+                updated_at=timezone.now(),
+                **_FREE,
+            )
         )
         return self._ended(reason) if gave_up else _alive(self._reread())
 

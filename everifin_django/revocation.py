@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 import uuid
+from datetime import timedelta
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import models
+from django.db import models, router, transaction
+from django.utils import timezone
 
+from everifin_django.conf import conf
 from everifin_django.crypto import Key, Place, active_key, seal
 from everifin_django.exceptions import EverifinError, RefusedError, TokenUnreadableError
 from everifin_django.models import BankToken, DatabaseNow, PendingRevocation, in_database_seconds
@@ -128,6 +131,35 @@ def revoke_due() -> tuple[int, int]:
         revoke(pending)
     left = PendingRevocation.objects.count()
     return max(0, before - left), left
+
+
+def purge_ended() -> int:
+    """
+    Empty the connections whose users have not connected again for EVERIFIN_KEEP_ENDED_DAYS; return
+    how many.
+
+    Their refresh tokens go to the outbox: what cannot be used here may still live at Everifin. One
+    query for the list, and two for each connection.
+    """
+    long_ago = timezone.now() - timedelta(days=conf.keep_ended_days)
+    return sum(_empty(row) for row in BankToken.objects.ended_before(long_ago).iterator())
+
+
+def _empty(row: BankToken) -> bool:
+    """Whether *row* was emptied; not if it was connected again since it was read."""
+    same_version = BankToken.objects.filter(
+        pk=row.pk, token_version=row.token_version, status=row.status
+    )
+    with transaction.atomic(using=router.db_for_write(BankToken)):
+        is_emptied = same_version.update(
+            access_ciphertext="",
+            refresh_ciphertext="",
+            id_ciphertext="",
+            token_version=row.token_version + 1,
+        )
+        if is_emptied:
+            take_over(row, "purged")
+    return bool(is_emptied)
 
 
 def _reason(error: Exception) -> str:

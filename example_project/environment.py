@@ -79,6 +79,7 @@ EVERIFIN_SETTINGS: Mapping[str, Callable[[str], Any]] = {
     "EVERIFIN_TIMEOUT_SECONDS": number,
     "EVERIFIN_DEADLINE_SECONDS": number,
     "EVERIFIN_REFRESH_MARGIN_SECONDS": number,
+    "EVERIFIN_KEEP_ENDED_DAYS": whole_number,
     "EVERIFIN_REFRESH_EVERY_VIEW": flag,
     "EVERIFIN_TRUSTED_PROXIES": whole_number,
     "EVERIFIN_CA_BUNDLE": str,

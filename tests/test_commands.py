@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from datetime import timedelta
 from io import StringIO
 
 import pytest
 from django.core.management import call_command
+from django.utils import timezone
 
 from everifin_django.models import BankToken, PendingRevocation
 
@@ -65,6 +67,24 @@ class TestRevokePending:
         PendingRevocation.objects.update(retry_after=None)
         assert run("everifin_revoke_pending") == "0 ended, 1 left for a later try.\n"
         assert PendingRevocation.objects.get().attempts == 2
+
+    def test_it_empties_what_ended_long_ago_and_the_user_may_connect_again(
+        self, everifin, everifin_connect, admin_client
+    ):
+        everifin_connect(admin_client)
+        everifin.end_sessions()
+        long_ago = timezone.now() - timedelta(days=31)
+        BankToken.objects.update(access_expires_at=long_ago, updated_at=long_ago)
+        assert admin_client.get("/accounts/").status_code == 302
+        assert run("everifin_revoke_pending") == "0 ended, 0 left for a later try.\n"
+        BankToken.objects.update(updated_at=long_ago)
+        assert run("everifin_revoke_pending") == (
+            "1 ended, 0 left for a later try.\n"
+            "Tokens of connections that ended long ago deleted: 1.\n"
+        )
+        assert BankToken.objects.get().refresh_ciphertext == ""
+        everifin_connect(admin_client)
+        assert admin_client.get("/accounts/").status_code == 200
 
     def test_live_connections_are_left_alone(self, everifin, everifin_connect, admin_client):
         everifin_connect(admin_client)

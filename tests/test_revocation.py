@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.utils import timezone
 
 from everifin_django import revocation
-from everifin_django.models import PendingRevocation, in_database_seconds
+from everifin_django.models import BankToken, PendingRevocation, in_database_seconds
 from everifin_django.oauth import TokenSet
 from everifin_django.secret import Secret
 from everifin_django.testing.factories import BankTokenFactory, PendingRevocationFactory
@@ -134,3 +135,44 @@ def test_a_missing_setting_leaves_the_entry_for_later(settings, everifin):
     assert not revocation.revoke(pending)
     pending.refresh_from_db()
     assert pending.last_error == "misconfigured"
+
+
+@pytest.fixture
+def ended(connected, settings) -> Any:
+    """A connection that has had to be made again for as long as the site keeps its tokens."""
+    settings.EVERIFIN_KEEP_ENDED_DAYS = 7
+    row = BankToken.objects.filter(pk=connected.pk)
+    row.update(status="needs_reconnect", updated_at=timezone.now() - timedelta(days=7, seconds=1))
+    return row.get()
+
+
+def test_what_ended_long_ago_is_emptied_and_what_may_live_of_it_is_ended(ended, everifin):
+    assert revocation.purge_ended() == 1
+    ended.refresh_from_db()
+    assert [ended.open_token(one) for one in ("access", "refresh", "id")] == [None, None, None]
+    assert ended.status == "needs_reconnect"
+    assert revocation.revoke_due() == (1, 0)
+    assert everifin.live_sessions() == 0
+
+
+def test_it_is_emptied_once(ended):
+    assert [revocation.purge_ended(), revocation.purge_ended()] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "change", [{"status": "active"}, {"updated_at": timezone.now()}], ids=["active", "not long ago"]
+)
+def test_other_connections_are_not_emptied(ended, change):
+    BankToken.objects.update(**change)
+    assert revocation.purge_ended() == 0
+    assert BankToken.objects.get().refresh_ciphertext == ended.refresh_ciphertext
+    assert not PendingRevocation.objects.exists()
+
+
+def test_a_connection_made_again_meanwhile_is_not_emptied(ended, monkeypatch):
+    as_read = SimpleNamespace(iterator=lambda: [ended])
+    monkeypatch.setattr(BankToken.objects, "ended_before", lambda _: as_read)
+    BankToken.objects.update(status="active", token_version=ended.token_version + 1)
+    assert revocation.purge_ended() == 0
+    assert BankToken.objects.get().refresh_ciphertext == ended.refresh_ciphertext
+    assert not PendingRevocation.objects.exists()

@@ -1,19 +1,23 @@
 """
-End at Everifin what could not be ended before.
+End at Everifin what could not be ended before, and empty connections that ended long ago.
 """
 
 from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from everifin_django.revocation import revoke_due
+from everifin_django.revocation import purge_ended, revoke_due
 
 
 class Command(BaseCommand):
     help = (
-        "End the grants that wait in the outbox. Run it every few minutes, by cron or a scheduler."
+        "End the grants that wait in the outbox, and delete the tokens of connections that ended "
+        "more than EVERIFIN_KEEP_ENDED_DAYS ago. Run it every few minutes, by cron or a scheduler."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        emptied = purge_ended()
         ended, left = revoke_due()
         self.stdout.write(f"{ended} ended, {left} left for a later try.")
+        if emptied:
+            self.stdout.write(f"Tokens of connections that ended long ago deleted: {emptied}.")
