@@ -1,10 +1,10 @@
 """
 What the pretend Everifin costs a test, and how fast it is over HTTP.
 
-``python -m benchmarks.sandbox``. Times in this process are medians, in milliseconds of its own CPU,
-so that a machine which is busy with other things does not count. Requests a second are by the
-clock: the server has a process of its own, as at a demo, and is asked by four clients in this one,
-which share the machine with it.
+``python -m benchmarks.sandbox``. Each figure is told by the clock, the best and the median of
+several tries, and by the CPU time that went into it: where the two are far apart, the machine was
+busy with other things. Over HTTP the server has a process of its own, as at a demo, and is asked by
+four clients in this one, which share the machine with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from django.test.utils import setup_databases, setup_test_environment, teardown_
 
 ROUNDS = 200
 CLIENTS = 4
-SECONDS = 5
+SECONDS = 2
+TRIES = 5
 IMPORT_ROUNDS = 15
 
 
@@ -35,6 +36,7 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
     setup_test_environment()
+    print(f"load of the machine: {load()}")
     print(f"import pytest {import_ms('pytest'):.1f} ms, ", end="")
     print(f"then the plugin {import_ms('pytest, everifin_django.testing.plugin'):.1f} ms in all")
     databases = setup_databases(verbosity=0, interactive=False)
@@ -43,6 +45,12 @@ def main() -> None:
     finally:
         teardown_databases(databases, verbosity=0)
     measure_server()
+    print(f"load of the machine: {load()}")
+
+
+def load() -> str:
+    """How many processes wanted a CPU in the last minute, five and fifteen, and how many it has."""
+    return f"{' '.join(f'{number:.1f}' for number in os.getloadavg())} on {os.cpu_count()} CPUs"
 
 
 def measure_fixtures() -> None:
@@ -56,25 +64,30 @@ def measure_fixtures() -> None:
             everifin.make_user()
 
     with transaction.atomic():
-        print(f"everifin and everifin_user: {median_ms(everifin_user, undo=True):.2f} ms")
+        print(f"everifin and everifin_user: {cost(everifin_user, undo=True)}")
     with transaction.atomic(), pretend_everifin() as everifin:
         user = everifin.make_user()
         with everifin_for(user) as bank:
-            print(f"an API call in this process: {median_ms(lambda: list(bank.banks())):.2f} ms")
+            print(f"an API call in this process: {cost(lambda: list(bank.banks()))}")
         transaction.set_rollback(True)
 
 
-def median_ms(call: Callable[[], Any], *, undo: bool = False) -> float:
+def cost(call: Callable[[], Any], *, undo: bool = False) -> str:
     from django.db import transaction
 
-    took = []
+    clock, cpu = [], []
     for _ in range(ROUNDS):
         with transaction.atomic():
-            began = time.process_time()
+            began = time.perf_counter(), time.process_time()
             call()
-            took.append(time.process_time() - began)
+            clock.append((time.perf_counter() - began[0]) * 1000)
+            cpu.append((time.process_time() - began[1]) * 1000)
             transaction.set_rollback(undo)
-    return statistics.median(took[ROUNDS // 10 :]) * 1000
+    warm = slice(ROUNDS // 10, None)
+    return (
+        f"median {statistics.median(clock[warm]):.2f} ms, best {min(clock):.2f} ms "
+        f"(CPU: median {statistics.median(cpu[warm]):.2f} ms, best {min(cpu):.2f} ms)"
+    )
 
 
 def import_ms(modules: str) -> float:
@@ -100,12 +113,30 @@ def measure_server() -> None:
         url, token_form, access_token = ours.recv()
         bearer = {"Authorization": f"Bearer {access_token}"}
         form = {"Content-Type": "application/x-www-form-urlencoded"}
-        api = rate(url, "GET", "/v1/bank-accounts", None, bearer)
-        token = rate(url, "POST", TOKEN_ENDPOINT, token_form, form)
-        print(f"over HTTP, {CLIENTS} clients: {api:.0f} API requests/s, {token:.0f} refreshes/s")
+        calls: dict[str, tuple[Any, ...]] = {
+            "API requests": ("GET", "/v1/bank-accounts", None, bearer),
+            "refreshes": ("POST", TOKEN_ENDPOINT, token_form, form),
+        }
+        for name, call in calls.items():
+            tries = [rate(ours, url, call) for _ in range(TRIES)]
+            print(f"over HTTP, {CLIENTS} clients: {told(tries)} {name}/s, {cpu(tries)}")
+        ours.send("with Nagle's algorithm")
+        ours.recv()
+        slow = [rate(ours, url, calls["API requests"]) for _ in range(TRIES)]
+        print(f"the same with Nagle's algorithm: {told(slow)} API requests/s, {cpu(slow)}")
     finally:
         ours.send("stop")
         process.join()
+
+
+def told(tries: list[tuple[float, float]]) -> str:
+    rates = [rate for rate, _ in tries]
+    return f"median {statistics.median(rates):.0f}, best {max(rates):.0f}"
+
+
+def cpu(tries: list[tuple[float, float]]) -> str:
+    costs = [cost for _, cost in tries]
+    return f"{statistics.median(costs):.2f} ms of the server's CPU each (best {min(costs):.2f})"
 
 
 TOKEN_ENDPOINT = "/auth/realms/everifin_app/protocol/openid-connect/token"  # noqa: S105 - a path
@@ -116,47 +147,53 @@ def serve(pipe: Connection) -> None:
     from django.conf import settings
 
     settings.configure()
-    from everifin_django.testing.sandbox import Sandbox
-    from everifin_django.testing.sandbox.server import serve as serving
+    from everifin_django.testing.sandbox import Sandbox, server
 
-    with serving(Sandbox(rotation="default")) as server:
-        tokens = first_tokens(server.sandbox)
-        client = {"client_id": server.sandbox.client_id}
-        client["client_secret"] = server.sandbox.client_secret
+    with server.serve(Sandbox(rotation="default")) as running:
+        sandbox = running.sandbox
+        tokens = sandbox.grant("alice")
+        client = {"client_id": sandbox.client_id, "client_secret": sandbox.client_secret}
         grant = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
-        pipe.send((server.url, urlencode({**client, **grant}), tokens["access_token"]))
-        pipe.recv()
+        pipe.send((running.url, urlencode({**client, **grant}), tokens["access_token"]))
+        while (order := pipe.recv()) != "stop":
+            if order == "with Nagle's algorithm":
+                server._RequestHandler.disable_nagle_algorithm = False
+            pipe.send(time.process_time())
 
 
-def first_tokens(sandbox: Any) -> dict[str, Any]:
-    from tests.testing import Site
-
-    return Site(sandbox).tokens()
-
-
-def rate(url: str, method: str, path: str, body: str | None, headers: dict[str, str]) -> float:
-    """Return how many requests a second are answered with 200, on connections that are kept."""
+def rate(server: Connection, url: str, call: tuple[Any, ...]) -> tuple[float, float]:
+    """
+    Return how many requests a second are answered with 200 on connections that are kept, and how
+    many milliseconds of its CPU the server needs for one.
+    """
     counts: list[int] = []
-    until = time.perf_counter() + SECONDS
 
     def ask() -> None:
         count = 0
         with closing(HTTPConnection(urlsplit(url).netloc, timeout=10)) as connection:
             while time.perf_counter() < until:
-                connection.request(method, path, body, headers)
+                connection.request(*call)
                 answer = connection.getresponse()
                 answer.read()
                 if answer.status != 200:
-                    raise SystemExit(f"{path} answers {answer.status}.")
+                    raise SystemExit(f"{call[1]} answers {answer.status}.")
                 count += 1
         counts.append(count)
 
+    used = cpu_seconds(server)
+    until = time.perf_counter() + SECONDS
     threads = [threading.Thread(target=ask) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(counts) / SECONDS
+    return sum(counts) / SECONDS, (cpu_seconds(server) - used) / sum(counts) * 1000
+
+
+def cpu_seconds(server: Connection) -> float:
+    server.send("how much CPU?")
+    seconds: float = server.recv()
+    return seconds
 
 
 if __name__ == "__main__":

@@ -205,30 +205,39 @@ def _token_set(answer: Answer, asked_at: datetime) -> TokenSet:
 
 def _decoded(answer: Answer, asked_at: datetime) -> TokenSet | None:
     try:
-        decoded = answer.json()
-        if not isinstance(decoded, dict) or str(decoded.get("token_type")).lower() != "bearer":
-            return None
-        access = _token(decoded, "access_token")
-        stated = decoded.get("expires_in")
-        seconds = UNSTATED_LIFETIME_SECONDS if stated is None else _seconds(stated)
-        if access is None or seconds is None:
-            return None
-        # Only a hint: nothing is refused for it. Keycloak writes 0 for a token without an end.
-        refresh_seconds = _seconds(decoded.get("refresh_expires_in"))
-        return TokenSet(
-            access=access,
-            refresh=_token(decoded, "refresh_token"),
-            id=_token(decoded, "id_token"),
-            scope=_text(decoded.get("scope"), 1024),
-            session_id=_text(decoded.get("session_state"), 255),
-            asked_at=asked_at,
-            expires_at=asked_at + timedelta(seconds=min(seconds, MAX_LIFETIME_SECONDS)),
-            refresh_expires_at=asked_at + timedelta(seconds=refresh_seconds)
-            if refresh_seconds
-            else None,
-        )
+        return read_tokens(answer.json(), asked_at)
     except (AnswerError, ValueError):
         return None
+
+
+def read_tokens(decoded: Any, asked_at: datetime) -> TokenSet | None:
+    """
+    Return what the token endpoint's decoded answer holds, None if that is no access token.
+
+    Errors: ValueError if what stands for a token is none.
+    Source: RFC 6749, section 5.1.
+    """
+    if not isinstance(decoded, dict) or str(decoded.get("token_type")).lower() != "bearer":
+        return None
+    access = _token(decoded, "access_token")
+    stated = decoded.get("expires_in")
+    seconds = UNSTATED_LIFETIME_SECONDS if stated is None else _seconds(stated)
+    if access is None or seconds is None:
+        return None
+    # Only a hint: nothing is refused for it. Keycloak writes 0 for a token without an end.
+    refresh_seconds = _seconds(decoded.get("refresh_expires_in"))
+    return TokenSet(
+        access=access,
+        refresh=_token(decoded, "refresh_token"),
+        id=_token(decoded, "id_token"),
+        scope=_text(decoded.get("scope"), 1024),
+        session_id=_text(decoded.get("session_state"), 255),
+        asked_at=asked_at,
+        expires_at=asked_at + timedelta(seconds=min(seconds, MAX_LIFETIME_SECONDS)),
+        refresh_expires_at=asked_at + timedelta(seconds=refresh_seconds)
+        if refresh_seconds
+        else None,
+    )
 
 
 def _token(decoded: Mapping[str, Any], name: str) -> Secret | None:

@@ -360,6 +360,42 @@ class TestCodeGrant:
         assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
 
 
+class TestGrant:
+    """The short cut past login and code."""
+
+    @pytest.mark.parametrize("scope", ["openid ais", "ais pis", "openid ais offline_access"])
+    def test_it_answers_as_the_token_endpoint_does(self, site, scope):
+        short, real = site.sandbox.grant("bob", scope=scope), site.tokens("bob", scope=scope)
+        assert short.keys() == real.keys()
+        assert claims_of(site, short["access_token"]).keys() == (
+            claims_of(site, real["access_token"]).keys()
+        )
+        assert short["scope"] == real["scope"] == scope
+        assert short["refresh_expires_in"] == real["refresh_expires_in"]
+
+    def test_its_tokens_work(self, site):
+        tokens = site.sandbox.grant("bob")
+        assert site.get("/v1/bank-accounts", tokens["access_token"]).status_code == 200
+        assert claims_of(site, tokens["id_token"])["sub"] == site.sandbox.user("bob").sub
+        assert site.refresh(tokens["refresh_token"]).status_code == 200
+        assert site.post("logout", refresh_token=tokens["refresh_token"]).status_code == 204
+
+    def test_it_outlives_a_code(self, site, clock):
+        tokens = site.sandbox.grant()
+        clock.now += 61
+        assert site.refresh(tokens["refresh_token"]).status_code == 200
+
+    def test_it_counts_as_no_call(self, site):
+        site.sandbox.grant()
+        assert not site.sandbox.calls
+        assert site.sandbox.live_sessions("alice") == 1
+
+    def test_an_unknown_scope_is_refused(self, site):
+        with pytest.raises(ValueError, match="secrets"):
+            site.sandbox.grant(scope="openid secrets")
+        assert site.sandbox.live_sessions() == 0
+
+
 class TestRefresh:
     def test_a_refresh_gives_everything_anew(self, site, clock):
         first = site.tokens()

@@ -15,6 +15,7 @@ from oauthlib.oauth2.rfc6749.errors import FatalClientError, OAuth2Error
 
 from everifin_django.testing.sandbox import bank, idp
 from everifin_django.testing.sandbox.faults import PLACES, AnswerLost, Fault
+from everifin_django.testing.sandbox.grants import Endpoints
 from everifin_django.testing.sandbox.pages import message
 from everifin_django.testing.sandbox.state import RecordedRefresh, RecordedRequest, State
 from everifin_django.testing.sandbox.store import digest
@@ -70,6 +71,19 @@ class Sandbox(State):
             return idp.refusal(self, query, error)
         pending = idp.log_in(self, pending, self.user(username))
         return idp.decide(self, pending, consent=consent)
+
+    def grant(self, username: str = "alice", *, scope: str = "openid ais") -> dict[str, Any]:
+        """
+        Return what the token endpoint answers after this user's first login: tokens that work.
+
+        The short cut past `authorize` and the exchange of its code: no request, and nothing counts.
+
+        Errors: ValueError if there is no such user or scope.
+        """
+        try:
+            return Endpoints(self).grant(self.user(username), scope)
+        except OAuth2Error as error:
+            raise ValueError(f"The sandbox refused the grant: {error.description}") from None
 
     def _answer(self, request: HttpRequest, timeout: float | None) -> HttpResponse:
         try:

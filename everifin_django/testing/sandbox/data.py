@@ -83,6 +83,7 @@ class Account:
     connected_on: date
 
 
+@lru_cache(maxsize=256)
 def accounts(sub: str, username: str, name: str, connected_on: date) -> tuple[Account, ...]:
     plans = PLANS.get(username, DEFAULT_PLANS)
     return tuple(_account(f"{sub}/{n}", name, plan, connected_on) for n, plan in enumerate(plans))

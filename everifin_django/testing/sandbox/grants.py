@@ -82,6 +82,23 @@ class Endpoints:
         self.revocation = RevocationEndpoint(rules)
         self.userinfo = UserInfoEndpoint(rules)
         self.rules = rules
+        self._bearer, self._refresh = bearer, refresh
+
+    def grant(self, user: User, scope: str) -> dict[str, Any]:
+        """
+        Return what the token endpoint answers once *user* has logged in and agreed to *scope*.
+
+        Errors: oauthlib's InvalidScopeError.
+        """
+        rules, request = self.rules, Request("")
+        client_id = request.client_id = rules.state.client_id
+        request.user, request.scope = user, scope
+        rules.validate_scopes(client_id, scope.split(), Client(client_id), request)
+        request.session = rules.new_session(str(uuid.uuid4()), request)
+        token: dict[str, Any] = self._bearer.create_token(request, refresh_token=True)
+        token = self._refresh.add_id_token(token, self._bearer, request)
+        rules.save_token(token, request)
+        return token
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,20 +180,22 @@ class Rules(RequestValidator):
     def save_authorization_code(
         self, client_id: str, code: Mapping[str, str], request: Request, *args: Any, **kwargs: Any
     ) -> None:
-        now = self.state.now()
-        until = now + CODE_SECONDS
-        scope = " ".join(request.scopes)
-        session = Session(
-            request.session_id, request.user.sub, scope, auth_time=now, expires_at=until
-        )
-        self.store.add_session(session)
+        session = self.new_session(request.session_id, request)
         details = {
             "redirect_uri": request.redirect_uri,
             "nonce": request.nonce,
             "code_challenge": request.code_challenge,
-            "scope": scope,
+            "scope": session.scope,
         }
-        self.store.add_code(code["code"], request.session_id, details, until)
+        self.store.add_code(code["code"], session.id, details, session.auth_time + CODE_SECONDS)
+
+    def new_session(self, session_id: str, request: Request) -> Session:
+        """Return a session that ends with its code, unless that is redeemed."""
+        now, scope = self.state.now(), " ".join(request.scopes)
+        until = now + CODE_SECONDS
+        session = Session(session_id, request.user.sub, scope, auth_time=now, expires_at=until)
+        self.store.add_session(session)
+        return session
 
     def validate_code(self, client_id: str, code: str, client: Client, request: Request) -> bool:
         """
@@ -386,7 +405,7 @@ def identity(user: User) -> dict[str, Any]:
     }
 
 
-def read_access_token(state: State, token: str) -> dict[str, Any] | None:
+def read_access_token(state: State, token: str) -> Mapping[str, Any] | None:
     """
     Return the claims of a token that is signed by this issuer and not expired, else None.
 

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
-import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from jwt import PyJWTError
 from jwt.algorithms import RSAAlgorithm
 from jwt.api_jws import PyJWS
 
 from everifin_django.testing.sandbox.store import Store
 
 ALGORITHM = "RS256"
+_JWS = PyJWS()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class SigningKey:
     def sign(self, claims: Mapping[str, Any], headers: Mapping[str, Any] | None = None) -> str:
         """Return *claims* as a signed token. Nothing is checked: wrong ones can be signed too."""
         headers = {"kid": self.kid, **(headers or {})}
-        return PyJWS().encode(json.dumps(claims).encode(), self.private_key, ALGORITHM, headers)
+        return _JWS.encode(json.dumps(claims).encode(), self.private_key, ALGORITHM, headers)
 
 
 class Signer:
@@ -60,18 +61,23 @@ class Signer:
 
     def refresh_token(self, claims: Mapping[str, Any]) -> str:
         """Return a refresh token of Keycloak's kind: a token only its maker can read (HS512)."""
-        return jwt.encode(dict(claims), self._refresh_secret, "HS512")
+        return _JWS.encode(json.dumps(claims).encode(), self._refresh_secret, "HS512")
 
-    def verify(self, token: str) -> dict[str, Any] | None:
+    def verify(self, token: str) -> Mapping[str, Any] | None:
         """Return the claims if a published key signed *token*. Nothing else is looked at."""
-        try:
-            kid = jwt.get_unverified_header(token).get("kid")
-            key = next(key for key in self.published_keys() if key.kid == kid)
-            payload = PyJWS().decode(token, key.private_key.public_key(), [ALGORITHM])
-            claims = json.loads(payload)
-        except (jwt.PyJWTError, StopIteration, ValueError):
-            return None
-        return claims if isinstance(claims, dict) else None
+        return _verified(token, tuple(self._store.signing_keys()))
+
+
+@lru_cache(maxsize=256)
+def _verified(token: str, published: tuple[tuple[str, str], ...]) -> Mapping[str, Any] | None:
+    # The bank API is shown the same token time and again; reading it is half of such a call.
+    try:
+        kid = _JWS.get_unverified_header(token).get("kid")
+        key = next(_load(*key) for key in published if key[0] == kid)
+        claims = json.loads(_JWS.decode(token, key.private_key.public_key(), [ALGORITHM]))
+    except (PyJWTError, StopIteration, ValueError):
+        return None
+    return claims if isinstance(claims, dict) else None
 
 
 @cache

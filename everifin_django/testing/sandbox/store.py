@@ -135,9 +135,12 @@ class Store:
 
     def meta(self, name: str, default: str) -> str:
         """Return the value kept under *name*, keeping *default* if there is none."""
-        with self._transaction():
+        statement = "SELECT value FROM meta WHERE name = ?"
+        row = self._row(statement, name)
+        if row is None:
             self._run("INSERT OR IGNORE INTO meta VALUES (?, ?)", name, default)
-            return str(self._row("SELECT value FROM meta WHERE name = ?", name)["value"])
+            row = self._row(statement, name)
+        return str(row["value"])
 
     def count_up(self, name: str) -> None:
         with self._transaction():
