@@ -2,68 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import random
-import resource
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from everifin_django.testing.sandbox import RecordedRefresh, Sandbox
-from everifin_django.testing.sandbox.server import serve
-from tests.concurrency.torture import Torture, Weather, faults
+from tests.concurrency.torment import torture
 from tests.concurrency.torture_books import (
     DOUBLE_SPEND,
     KILL,
     LEASE_OVER,
     LOST_ANSWER,
-    STEPS,
     Books,
 )
 from tests.concurrency.torture_users import Users
 from tests.concurrency.torture_worker import DEADLINE_SECONDS, LEASE_SECONDS
 
-USERS = 24
-DEFAULT_SECONDS = 10
-SECONDS_FOR_ALL_STEPS = 60
-
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.exhaustive
 def test_torture(settings, tmp_path):
-    seconds = float(os.environ.get("TORTURE_SECONDS", DEFAULT_SECONDS))
-    seed = int(os.environ.get("TORTURE_SEED", random.randrange(2**32)))
-    print(f"\ntorture: {seconds:g} seconds, --seed {seed}")
     sandbox = Sandbox(rotation="strict", access_token_seconds=2)
-    books = Books(tmp_path / "journal", LEASE_SECONDS, DEADLINE_SECONDS)
-    weather = Weather(random.Random(seed), faults())
-    sandbox.faults = weather  # type: ignore[assignment]  # stands for them
-    sandbox.on_refresh = books.records.append
-    with serve(sandbox) as server, (tmp_path / "log").open("wb") as log:
-        at_everifin = {"EVERIFIN_IDP_URL": server.url, "EVERIFIN_API_URL": server.url}
-        for name, value in at_everifin.items():
-            setattr(settings, name, value)
-        users = Users(sandbox, USERS)
-        torture = Torture(users, books, weather, at_everifin, log, seed)
-        try:
-            torture.run(seconds)
-        finally:
-            books.counts["faults"] = weather.seen
-            books.counts["processor seconds"] = processor_seconds()
-            print(books.table())
-        assert books.complaints == []
-        assert users.broken() == []
-        assert users.orphans() == set()
-    if seconds >= SECONDS_FOR_ALL_STEPS:
-        assert set(STEPS) <= set(books.counts["kills"])
-
-
-def processor_seconds() -> Counter[str]:
-    """What this process and the workers took of the processor: who holds the others up."""
-    whose = {"here, with Everifin": resource.RUSAGE_SELF, "workers": resource.RUSAGE_CHILDREN}
-    used = {name: resource.getrusage(who) for name, who in whose.items()}
-    return Counter({name: int(took.ru_utime + took.ru_stime) for name, took in used.items()})
+    torture(sandbox, Users, settings, tmp_path)
 
 
 def written(directory: Path, later_claims_at: float, *lines: tuple, is_killed: bool) -> Books:

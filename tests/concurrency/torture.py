@@ -3,8 +3,10 @@ Torture the refresh protocol: processes full of threads, an Everifin that fails,
 
     python -m tests.concurrency.torture --database postgres --seconds 60 --seed 7
 
-starts a database server of its own, runs ``test_torture.py`` on it and prints what was seen. The
-seed draws who dies when and what goes wrong where; which thread runs first stays the machine's
+starts a database server of its own, runs ``test_torture.py`` on it and prints what was seen. With
+``--keycloak`` a real one, behind a gate where the faults are, takes the sandbox's place.
+
+The seed draws who dies when and what goes wrong where; which thread runs first stays the machine's
 choice, so the same seed gives the same kind of run, not the same run.
 """
 
@@ -216,6 +218,7 @@ class Torture:
                 (time.monotonic() - calm_at) * 10
             )
             self.crew.dismiss()
+            self._mend()
         finally:
             self.crew.end()
             self.books.close(EXPECTED_ANSWERS | EXPECTED_ERRORS[self.vendor])
@@ -262,6 +265,10 @@ class Torture:
     def _tend(self) -> None:
         self.books.read()
         self.crew.fill()
+        self._mend()
+
+    def _mend(self) -> None:
+        """Connect again whoever was lost, and write down why."""
         for connection in self.users.lost():
             stored = self.users.stored_token(connection)
             self.books.note_loss(connection.idp_session, stored, connection.last_error)
@@ -319,12 +326,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.concurrency.torture")
     parser.add_argument("--database", choices=DATABASES, default="sqlite")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--keycloak", action="store_true", help="with a real one, not the sandbox")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     options = parser.parse_args()
+    directory = "keycloak" if options.keycloak else "concurrency"
     with DATABASES[options.database]() as url:
         command = [sys.executable, "-m", "pytest", "-q", "--capture=no", "-p", "no:cacheprovider"]
         return subprocess.call(
-            [*command, "tests/concurrency/test_torture.py::test_torture"],
+            [*command, f"tests/{directory}/test_torture.py::test_torture"],
             cwd=CHECKOUT,
             env={
                 **os.environ,

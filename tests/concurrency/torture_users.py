@@ -28,7 +28,8 @@ class Users:
     """
     *sessions* holds the key of each user's Django session by the user's primary key.
 
-    Grants are made in Everifin's store: the steps of a login are not what is tested here.
+    Grants are made in Everifin's store: the steps of a login are not what is tested here. Who has
+    another Everifin says so in ``introduce``, ``grant``, ``is_good`` and ``alive``.
     """
 
     def __init__(self, everifin: Sandbox, count: int) -> None:
@@ -36,7 +37,7 @@ class Users:
         self.sessions: dict[str, str] = {}
         for _ in range(count):
             user = UserFactory()
-            everifin.add_user(str(user.pk))
+            self.introduce(user)
             self._connect(user)
             client = Client()
             client.force_login(user)
@@ -59,10 +60,10 @@ class Users:
     def broken(self) -> list[str]:
         """Refresh every connection once more; return what is wrong with those that cannot be."""
         failures = []
+        BankToken.objects.update(retry_after=None)
         for row in BankToken.objects.select_related("user"):
             token = row.open_token("refresh")
-            known = self.everifin.store.refresh_token(token.reveal()) if token else None
-            if known is None or known.is_spent or known.session.is_ended:
+            if token is None or not self.is_good(token):
                 failures.append(f"The stored token of {row.user_id} is one Everifin would refuse.")
             elif (
                 refresh.current(row.user, rejected_version=row.token_version).token_version
@@ -76,12 +77,24 @@ class Users:
         PendingRevocation.objects.update(retry_after=None)
         revocation.revoke_due()
         assert not PendingRevocation.objects.exists()
-        now = self.everifin.now()
-        alive = {session.id for session in self.everifin.store.sessions() if session.is_live(now)}
-        return alive - set(BankToken.objects.values_list("idp_session", flat=True))
+        return self.alive() - set(BankToken.objects.values_list("idp_session", flat=True))
 
-    def _connect(self, user: Any) -> None:
-        """Keep a grant whose access token has just run out."""
+    def introduce(self, user: Any) -> None:
+        """Let Everifin know *user*."""
+        self.everifin.add_user(str(user.pk))
+
+    def is_good(self, token: Secret) -> bool:
+        """Would Everifin take this refresh token?"""
+        known = self.everifin.store.refresh_token(token.reveal())
+        return known is not None and not known.is_spent and not known.session.is_ended
+
+    def alive(self) -> set[str]:
+        """The sessions that are alive at Everifin."""
+        now = self.everifin.now()
+        return {session.id for session in self.everifin.store.sessions() if session.is_live(now)}
+
+    def grant(self, user: Any) -> tuple[TokenSet, Identity]:
+        """Give a grant whose access token has just run out."""
         now, name = timezone.now(), str(uuid.uuid4())
         until = now + GRANT
         sub = self.everifin.user(str(user.pk)).sub
@@ -99,4 +112,7 @@ class Users:
             expires_at=now,
             refresh_expires_at=until,
         )
-        tokens.keep(user, granted, Identity(conf.issuer, sub))
+        return granted, Identity(conf.issuer, sub)
+
+    def _connect(self, user: Any) -> None:
+        tokens.keep(user, *self.grant(user))
