@@ -1,25 +1,25 @@
 """
 What Everifin's answers become: accounts, balances and transactions as frozen dataclasses.
 
-Field names are Everifin's in snake_case. Everifin publishes the names ``id``, ``created_at``,
-``last_updated`` and ``direction``; all others are inferred from its payment objects, so each may be
-None, and ``raw`` keeps the whole object as it came. Amounts are Decimal, moments are aware
-datetimes, ids are text. A repr shows the id alone: the rest is a person's data.
+Field names are Everifin's in snake_case; ``spelling.DEFAULT_API_FIELDS`` says which of them are
+documented. All others are inferred, so each may be None, and ``raw`` keeps the whole object as it
+came, but for halves of characters. Amounts are Decimal, moments are aware datetimes, ids are text.
+A repr shows the id alone: the rest is a person's data.
+
+A reader knows Everifin's names as they are set when it is made: make one a page, not one a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-Raw = Mapping[str, Any]
-
-MAX_EXPONENT = 30
-"""More digits no amount has, and arithmetic with millions of them would take a worker hours."""
+from everifin_django.conf import conf
+from everifin_django.decoding import Raw, Shown, reader, text
 
 
 class Direction(StrEnum):
@@ -27,17 +27,6 @@ class Direction(StrEnum):
 
     IN = "IN"
     OUT = "OUT"
-
-
-_DIRECTIONS = {str(direction): direction for direction in Direction}
-
-
-class _Shown:
-    __slots__ = ()
-    id: str
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.id}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -50,13 +39,14 @@ class Balance:
     amount: Decimal
     currency: str | None
     last_updated: datetime | None
+    raw: Raw = field(hash=False)
 
     def __repr__(self) -> str:
         return f"<Balance {self.type}>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Account(_Shown):
+class Account(Shown):
     """One bank account the user connected at Everifin. All fields but *id* are inferred."""
 
     id: str
@@ -83,7 +73,7 @@ class Account(_Shown):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Transaction(_Shown):
+class Transaction(Shown):
     """
     One movement on an account. The same *id* may come again with a later *last_updated*: overwrite
     what is stored.
@@ -113,7 +103,7 @@ class Transaction(_Shown):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Bank(_Shown):
+class Bank(Shown):
     """
     One bank that users can connect at Everifin. Source: seen in a client of Everifin's payment
     gateway.
@@ -126,114 +116,37 @@ class Bank(_Shown):
     raw: Raw = field(hash=False)
 
 
-def account(raw: Raw) -> Account:
+def account_reader() -> Callable[[Raw], Account]:
     """
-    Return the account that *raw* describes. Errors: ValueError, TypeError or KeyError for another
-    shape.
+    Return a function that makes an account of Everifin's object.
+
+    Errors: the function raises ValueError, TypeError or AttributeError for another shape.
     """
-    return Account(
-        id=_id(raw),
-        name=_text(raw, "name"),
-        owner_name=_text(raw, "ownerName"),
-        iban=_text(raw, "iban"),
-        bban=_text(raw, "bban"),
-        currency=_text(raw, "currency"),
-        type=_text(raw, "type"),
-        bank_id=_text(raw, "bankId"),
-        bank_name=_text(raw, "bankName"),
-        bank_bic=_text(raw, "bankBic"),
-        country_code=_text(raw, "countryCode"),
-        status=_text(raw, "status"),
-        balances=tuple(balance(one) for one in raw.get("balances") or ()),
-        created_at=_moment(raw, "createdAt"),
-        last_updated=_moment(raw, "lastUpdated"),
-        raw=raw,
-    )
+    read_balance = balance_reader()
+
+    def balances(found: Any, name: str) -> tuple[Balance, ...]:
+        return tuple(read_balance(one) for one in found or ())
+
+    return reader(Account, conf.api_fields["account"], balances=balances)
 
 
-def balance(raw: Raw) -> Balance:
-    """Return the balance that *raw* describes. Errors: as account."""
-    return Balance(
-        type=_text(raw, "type"),
-        amount=_amount(raw, "amount"),
-        currency=_text(raw, "currency"),
-        last_updated=_moment(raw, "lastUpdated"),
-    )
+def balance_reader() -> Callable[[Raw], Balance]:
+    """The same for a balance."""
+    return reader(Balance, conf.api_fields["balance"])
 
 
-def transaction(raw: Raw) -> Transaction:
-    """Return the transaction that *raw* describes. Errors: as account."""
-    return Transaction(
-        id=_id(raw),
-        direction=_DIRECTIONS.get(_text(raw, "direction") or ""),
-        amount=_amount(raw, "amount"),
-        currency=_text(raw, "currency"),
-        booking_date=_moment(raw, "bookingDate"),
-        value_date=_moment(raw, "valueDate"),
-        counterparty_name=_text(raw, "counterpartyName"),
-        counterparty_iban=_text(raw, "counterpartyIban"),
-        counterparty_bic=_text(raw, "counterpartyBic"),
-        variable_symbol=_text(raw, "variableSymbol"),
-        constant_symbol=_text(raw, "constantSymbol"),
-        specific_symbol=_text(raw, "specificSymbol"),
-        reference=_text(raw, "reference"),
-        payment_message=_text(raw, "paymentMessage"),
-        status=_text(raw, "status"),
-        type=_text(raw, "type"),
-        created_at=_moment(raw, "createdAt"),
-        last_updated=_moment(raw, "lastUpdated"),
-        raw=raw,
-    )
+def transaction_reader() -> Callable[[Raw], Transaction]:
+    """The same for a transaction."""
+    return reader(Transaction, conf.api_fields["transaction"], direction=_direction)
 
 
-def bank(raw: Raw) -> Bank:
-    """Return the bank that *raw* describes. Errors: as account."""
-    return Bank(
-        id=_id(raw),
-        name=_text(raw, "name"),
-        bic=_text(raw, "bic"),
-        country_code=_text(raw, "countryCode"),
-        raw=raw,
-    )
+def bank_reader() -> Callable[[Raw], Bank]:
+    """The same for a bank."""
+    return reader(Bank, conf.api_fields["bank"])
 
 
-def _id(raw: Raw) -> str:
-    value = raw["id"]
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise TypeError("an id is text or a whole number")
-    return str(value)
+_DIRECTIONS = {str(direction): direction for direction in Direction}
 
 
-def _text(raw: Raw, name: str) -> str | None:
-    value = raw.get(name)
-    if value is None:
-        return None
-    if isinstance(value, str):
-        # A text that was cut within an emoji ends in half of it, which no database takes.
-        return value if value.isascii() else value.encode(errors="replace").decode()
-    if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise TypeError(f"{name} is not text")
-    return str(value)
-
-
-def _amount(raw: Raw, name: str) -> Decimal:
-    value = raw[name]
-    if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
-        raise TypeError(f"{name} is not a number")
-    try:
-        amount = Decimal(value)
-    except InvalidOperation:
-        amount = Decimal("NaN")
-    if amount.is_finite() and abs(amount.adjusted()) <= MAX_EXPONENT:
-        return amount
-    raise ValueError(f"{name} is no amount of money")
-
-
-def _moment(raw: Raw, name: str) -> datetime | None:
-    value = raw.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is not a date")
-    moment = datetime.fromisoformat(value)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _direction(value: Any, name: str) -> Direction | None:
+    return _DIRECTIONS.get(text(value, name) or "")

@@ -52,6 +52,7 @@ def register() -> None:
         check_choices,
         check_values,
         check_api_paths,
+        check_api_fields,
         check_middleware,
         check_sessions,
         check_login,
@@ -210,6 +211,14 @@ def check_login(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 def check_api_paths(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     hint = "Name only the paths that differ from README's."
     return _errors_of("EVERIFIN_API_PATHS", id="E017", hint=hint)
+
+
+def check_api_fields(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    hint = (
+        "Name only the fields that differ from everifin_django.spelling.DEFAULT_API_FIELDS, "
+        'such as {"transaction": {"counterparty_name": "partnerName"}}.'
+    )
+    return _errors_of("EVERIFIN_API_FIELDS", id="E021", hint=hint)
 
 
 def check_values(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:

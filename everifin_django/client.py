@@ -6,8 +6,8 @@ come while iterating. Every call has an awaitable twin with a leading ``a``, whi
 a thread.
 
 Source: Everifin's BankConnect pages "HTTP requests", "Errors", "Accessing Bank Account Data" and
-those on payments. Paths stand in ``conf.DEFAULT_API_PATHS``, where it says which are inferred, and
-a site can correct them.
+those on payments. Paths and names of fields stand in ``spelling``, where it says which are
+inferred, and a site can correct them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from django.utils import timezone
 from everifin_django import bank
 from everifin_django import payments as pay
 from everifin_django.conf import conf
+from everifin_django.decoding import Raw, whole
 from everifin_django.exceptions import (
     AnswerError,
     AnswerLostError,
@@ -72,6 +73,7 @@ ERRORS_BY_CODE: Mapping[str, type[RefusedError]] = {
 
 PASSING_CODES = frozenset({"INTERNAL_SERVER_ERROR", "TRANSACTION_REFRESH_ERROR"})
 VALIDATION_MESSAGE = re.compile(r"\w{1,64} validation failed on [\w.]{1,64}", re.ASCII)
+SURROGATE = re.compile(rb"\\u[dD]")
 MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -227,7 +229,7 @@ class Client:
         Shape: ``bank.Account``. Source: Everifin documents the list; its path and *page_size*,
         which is not sent unless you give it, are inferred.
         """
-        return self._list(bank.account, conf.api_paths["accounts"], _paging(page_size))
+        return self._list(bank.account_reader(), conf.api_paths["accounts"], _paging(page_size))
 
     def account(self, account_id: str) -> bank.Account:
         """
@@ -235,7 +237,7 @@ class Client:
 
         Errors: NotFoundError, also for an account of somebody else. Source: the path is inferred.
         """
-        return self._one(bank.account, _path("account", account_id=account_id))
+        return self._one(bank.account_reader(), _path("account", account_id=account_id))
 
     def balances(self, account_id: str) -> tuple[bank.Balance, ...]:
         """
@@ -269,13 +271,14 @@ class Client:
         Source: Everifin documents the four ``_from`` filters; the ``_to`` ones, *direction* and
         paging are inferred.
         """
+        names = conf.api_fields["query"]
         moments = {
-            "updatedFrom": updated_from,
-            "createdFrom": created_from,
-            "bookingDateFrom": booking_date_from,
-            "bookingDateTo": booking_date_to,
-            "valueDateFrom": value_date_from,
-            "valueDateTo": value_date_to,
+            names["updated_from"]: updated_from,
+            names["created_from"]: created_from,
+            names["booking_date_from"]: booking_date_from,
+            names["booking_date_to"]: booking_date_to,
+            names["value_date_from"]: value_date_from,
+            names["value_date_to"]: value_date_to,
         }
         params = {
             name: _timestamp(moment)
@@ -283,14 +286,14 @@ class Client:
             if (moment := _moment(name, value)) is not None
         }
         if direction is not None:
-            params["direction"] = str(direction)
+            params[names["direction"]] = str(direction)
         path = _path("transactions", account_id=account_id)
-        return self._list(bank.transaction, path, {**params, **_paging(page_size)})
+        return self._list(bank.transaction_reader(), path, {**params, **_paging(page_size)})
 
     def transaction(self, account_id: str, transaction_id: str) -> bank.Transaction:
         """Return one transaction. Errors: NotFoundError."""
         path = _path("transaction", account_id=account_id, transaction_id=transaction_id)
-        return self._one(bank.transaction, path)
+        return self._one(bank.transaction_reader(), path)
 
     def sync_transactions(
         self,
@@ -312,7 +315,7 @@ class Client:
         Errors: as ``transactions``.
         Source: "Accessing Bank Account Data" documents the rule and both filters.
         """
-        begin = _moment("updatedFrom", since)
+        begin = _moment(conf.api_fields["query"]["updated_from"], since)
         rows = self.transactions(
             account_id,
             updated_from=begin,
@@ -339,7 +342,7 @@ class Client:
         """
         Iterate over the banks a user can connect. One request a page. Source: the path is inferred.
         """
-        return self._list(bank.bank, conf.api_paths["banks"], _paging(page_size))
+        return self._list(bank.bank_reader(), conf.api_paths["banks"], _paging(page_size))
 
     def create_payment(self, payment: pay.SinglePayment) -> str:
         """
@@ -392,19 +395,19 @@ class Client:
 
     def payment(self, payment_id: str) -> pay.PaymentDetail:
         """Return one single payment. Errors: NotFoundError."""
-        return self._one(pay.detail, _path("payment", payment_id=payment_id))
+        return self._one(pay.payment_reader(), _path("payment", payment_id=payment_id))
 
     def bulk_payment(self, payment_id: str) -> pay.BulkPaymentDetail:
         """Return one bulk payment. Errors: NotFoundError."""
-        return self._one(pay.bulk_detail, _path("bulk_payment", payment_id=payment_id))
+        return self._one(pay.bulk_payment_reader(), _path("bulk_payment", payment_id=payment_id))
 
     def payments(self) -> Iterator[pay.PaymentDetail]:
         """Iterate over the user's single payments. One request a page. The path is inferred."""
-        return self._list(pay.detail, conf.api_paths["payments"], {})
+        return self._list(pay.payment_reader(), conf.api_paths["payments"], {})
 
     def bulk_payments(self) -> Iterator[pay.BulkPaymentDetail]:
         """Iterate over the user's bulk payments. One request a page."""
-        return self._list(pay.bulk_detail, conf.api_paths["bulk_payments"], {})
+        return self._list(pay.bulk_payment_reader(), conf.api_paths["bulk_payments"], {})
 
     def find_payment(self, external_id: str) -> pay.PaymentDetail | None:
         """
@@ -553,7 +556,7 @@ class Client:
         method: str,
         path: str,
         body: Secret,
-        decode: Callable[[bank.Raw], T],
+        decode: Callable[[Raw], T],
         lost: _Lost,
         headers: Mapping[str, str],
     ) -> T:
@@ -593,12 +596,15 @@ class Client:
         raise lost.error(method, path)
 
     def _list(
-        self, decode: Callable[[bank.Raw], T], path: str, params: Mapping[str, str]
+        self, decode: Callable[[Raw], T], path: str, params: Mapping[str, str]
     ) -> Iterator[T]:
         before: list[T] = []
         number = 1
+        page_name = conf.api_fields["query"]["page"]
         while True:
-            page = _page(decode, self.request("GET", path, params={**params, "page": str(number)}))
+            page = _page(
+                decode, self.request("GET", path, params={**params, page_name: str(number)})
+            )
             # The same page again would come for ever.
             if page is None or (page.rows and page.rows == before):
                 raise _not_understood(path)
@@ -607,7 +613,7 @@ class Client:
                 return
             before, number = page.rows, number + 1
 
-    def _one(self, decode: Callable[[bank.Raw], T], path: str) -> T:
+    def _one(self, decode: Callable[[Raw], T], path: str) -> T:
         decoded = _decoded(decode, self.request("GET", path).get("data"))
         if decoded is None:
             raise _not_understood(path)
@@ -691,7 +697,7 @@ def _paging(page_size: int | None) -> dict[str, str]:
         return {}
     if page_size < 1:
         raise ValueError("A page has at least one row.")
-    return {"countPerPage": str(page_size)}
+    return {conf.api_fields["query"]["page_size"]: str(page_size)}
 
 
 def _moment(name: str, value: date | str | None) -> datetime | None:
@@ -742,7 +748,7 @@ def _envelope(answer: Answer) -> dict[str, Any] | EverifinError:
     return _refusal(answer, _first_error(answer))
 
 
-def _outcome(decode: Callable[[bank.Raw], T], answer: Answer) -> T | EverifinError | None:
+def _outcome(decode: Callable[[Raw], T], answer: Answer) -> T | EverifinError | None:
     """What *answer* says; None if that is not understood."""
     envelope = _envelope(answer)
     if isinstance(envelope, EverifinError):
@@ -771,9 +777,11 @@ def _first_error(answer: Answer) -> Mapping[str, Any]:
 
 def _decoded_json(answer: Answer) -> Any:
     try:
-        return answer.json()
+        decoded = answer.json()
     except AnswerError:
         return None
+    # Halves of characters come as escapes only: bytes of one are not UTF-8.
+    return whole(decoded) if b"\\" in answer.body and SURROGATE.search(answer.body) else decoded
 
 
 def _refusal(answer: Answer, first: Mapping[str, Any]) -> EverifinError:
@@ -820,7 +828,7 @@ class _Page(Generic[T]):
         return not self.has_next or (self.last is not None and number >= self.last)
 
 
-def _page(decode: Callable[[bank.Raw], T], envelope: Mapping[str, Any]) -> _Page[T] | None:
+def _page(decode: Callable[[Raw], T], envelope: Mapping[str, Any]) -> _Page[T] | None:
     raw_rows, meta = envelope.get("data"), envelope.get("meta")
     if not isinstance(raw_rows, list):
         return None
@@ -829,13 +837,15 @@ def _page(decode: Callable[[bank.Raw], T], envelope: Mapping[str, Any]) -> _Page
     pagination = meta.get("pagination") if isinstance(meta, dict) else None
     if not isinstance(pagination, dict):
         pagination = {}
-    last = pagination.get("last") if isinstance(pagination.get("last"), int) else None
+    names = conf.api_fields["pagination"]
+    number = pagination.get(names["last"])
+    last = number if isinstance(number, int) else None
     # Without the address of a next page, the number of the last one is what there is to go by.
-    has_next = bool(pagination.get("nextPageUrl", last is not None))
+    has_next = bool(pagination.get(names["next_page_url"], last is not None))
     return _Page(understood, has_next, last) if len(understood) == len(rows) else None
 
 
-def _decoded(decode: Callable[[bank.Raw], T], row: Any) -> T | None:
+def _decoded(decode: Callable[[Raw], T], row: Any) -> T | None:
     try:
         return decode(row)
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -19,25 +19,9 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-T = TypeVar("T")
+from everifin_django.spelling import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
 
-DEFAULT_API_PATHS: Mapping[str, str] = {
-    "accounts": "/v1/bank-accounts",
-    "account": "/v1/bank-accounts/{account_id}",
-    "transactions": "/v1/bank-accounts/{account_id}/transactions",
-    "transaction": "/v1/bank-accounts/{account_id}/transactions/{transaction_id}",
-    "refresh": "/v1/bank-accounts/refresh",
-    "banks": "/v1/banks",
-    "payments": "/v1/payments/single",
-    "payment": "/v1/payments/single/{payment_id}",
-    "bulk_payments": "/v1/payments/bulk",
-    "bulk_payment": "/v1/payments/bulk/{payment_id}",
-}
-"""
-The paths of payments are documented, but for the list of single ones. All others Everifin does not
-publish: they are inferred from the resource names in its error samples. A site can correct each
-with EVERIFIN_API_PATHS.
-"""
+T = TypeVar("T")
 
 DEFAULT_KEY_PROVIDER = "everifin_django.crypto.SettingsKeys"
 
@@ -147,6 +131,32 @@ class Conf:
                     f"as {DEFAULT_API_PATHS[name]}."
                 )
         return {**DEFAULT_API_PATHS, **corrections}
+
+    @property
+    def api_fields(self) -> Mapping[str, Mapping[str, str]]:
+        """By object, our name of each field and Everifin's."""
+        none: Mapping[str, Mapping[str, str]] = {}
+        corrections = self._read(
+            "EVERIFIN_API_FIELDS",
+            none,
+            _maps_fields,
+            "must be a dict of objects, each a dict of our names of fields and Everifin's.",
+        )
+        for kind, names in corrections.items():
+            if kind not in DEFAULT_API_FIELDS:
+                raise ImproperlyConfigured(
+                    f"EVERIFIN_API_FIELDS has fields of {kind!r}. "
+                    f"There are: {', '.join(DEFAULT_API_FIELDS)}."
+                )
+            if unknown := names.keys() - DEFAULT_API_FIELDS[kind].keys():
+                raise ImproperlyConfigured(
+                    f"EVERIFIN_API_FIELDS has a field {min(unknown)!r} of {kind!r}. "
+                    f"There are: {', '.join(DEFAULT_API_FIELDS[kind])}."
+                )
+        corrected = {
+            kind: {**DEFAULT_API_FIELDS[kind], **names} for kind, names in corrections.items()
+        }
+        return {**DEFAULT_API_FIELDS, **corrected}
 
     def endpoint(self, name: str) -> str:
         """
@@ -363,9 +373,18 @@ def _is_web_proxy(value: str) -> bool:
 
 
 def _maps_texts(value: Any) -> bool:
+    return _maps(value, lambda text: isinstance(text, str))
+
+
+def _maps(value: Any, is_right: Callable[[Any], object]) -> bool:
+    """Is *value* a mapping of texts to what is right?"""
     return isinstance(value, Mapping) and all(
-        isinstance(text, str) for pair in value.items() for text in pair
+        isinstance(name, str) and is_right(given) for name, given in value.items()
     )
+
+
+def _maps_fields(value: Any) -> bool:
+    return _maps(value, lambda names: _maps_texts(names) and all(names.values()))
 
 
 def _is_path_like(path: str, example: str) -> bool:

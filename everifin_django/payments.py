@@ -30,8 +30,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 from django.core.exceptions import ImproperlyConfigured
 
-from everifin_django.bank import Raw, _amount, _id, _moment, _Shown, _text
-from everifin_django.conf import is_secure
+from everifin_django.conf import conf, is_secure
+from everifin_django.decoding import Raw, Shown, identifier, moment, reader, text
 from everifin_django.exceptions import InvalidRequestError
 from everifin_django.secret import Secret
 
@@ -201,6 +201,10 @@ class SinglePayment(_Transfer):
         _check_redirect_url(self.redirect_url)
         _set_iban(self, "sender_iban")
 
+    def body(self) -> dict[str, Any]:
+        """Return what Everifin is sent, as JSON's own types."""
+        return _body(self, conf.api_fields["new_payment"])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class BulkItem(_Transfer):
@@ -256,10 +260,11 @@ def _camel(name: str) -> str:
     return first + "".join(word.title() for word in rest)
 
 
-def _body(sent: Any) -> dict[str, Any]:
-    values = {one.name: getattr(sent, one.name) for one in fields(sent)}
+def _body(sent: Any, names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    spelling = {one.name: _camel(one.name) for one in fields(sent)} | dict(names or {})
+    values = {name: getattr(sent, name) for name in spelling}
     return {
-        _camel(name): _plain(value) for name, value in values.items() if value not in (None, "")
+        spelling[name]: _plain(value) for name, value in values.items() if value not in (None, "")
     }
 
 
@@ -386,7 +391,7 @@ class InputField:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class PaymentStep(_Shown):
+class PaymentStep(Shown):
     """
     Where the processing of a payment stands, and by *type* what has to happen next.
 
@@ -405,7 +410,7 @@ class PaymentStep(_Shown):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class PaymentDetail(_Shown):
+class PaymentDetail(Shown):
     """
     A single payment, or an item of a bulk, as Everifin knows it.
 
@@ -437,7 +442,7 @@ class PaymentDetail(_Shown):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class BulkPaymentDetail(_Shown):
+class BulkPaymentDetail(Shown):
     """A bulk payment as Everifin knows it. *external_id* is inferred, all else documented."""
 
     id: str
@@ -457,17 +462,17 @@ class BulkPaymentDetail(_Shown):
 
 
 def created_id(raw: Raw) -> str:
-    """Return the id of what was created. Errors: as ``bank.account``."""
-    return _id(raw)
+    """Return the id of what was created. Errors: as of ``bank.account_reader``."""
+    return identifier(raw["id"], "id")
 
 
 def step(raw: Raw) -> PaymentStep:
-    """Return the step that *raw* describes. Errors: as ``bank.account``."""
+    """Return the step that *raw* describes. Errors: as of ``bank.account_reader``, and KeyError."""
     kind = _text(raw, "type")
     asked = raw.get("inputSet") or ([raw["input"]] if raw.get("input") else [])
     found = PaymentStep(
-        id=_id(raw),
-        status=_status(raw),
+        id=created_id(raw),
+        status=_status(raw.get("status"), "status"),
         type=StepType(kind) if kind else None,
         redirect_url=_text(raw, "redirectUrl"),
         inputs=tuple(_input(one) for one in asked),
@@ -479,61 +484,47 @@ def step(raw: Raw) -> PaymentStep:
     return found
 
 
-def detail(raw: Raw) -> PaymentDetail:
-    """Return the payment that *raw* describes. Errors: as ``bank.account``."""
-    return PaymentDetail(
-        id=_id(raw),
-        status=_status(raw),
-        amount=_maybe_amount(raw, "amount"),
-        currency=_text(raw, "currency"),
-        fee=_maybe_amount(raw, "fee"),
-        fee_currency=_text(raw, "feeCurrency"),
-        fee_type=_text(raw, "feeType"),
-        sender_iban=_text(raw, "senderIban"),
-        recipient_iban=_text(raw, "recipientIban"),
-        recipient_name=_text(raw, "recipientName"),
-        recipient_bank_bic=_text(raw, "recipientBankBic"),
-        variable_symbol=_text(raw, "variableSymbol"),
-        constant_symbol=_text(raw, "constantSymbol"),
-        specific_symbol=_text(raw, "specificSymbol"),
-        reference=_text(raw, "reference"),
-        payment_message=_text(raw, "paymentMessage"),
-        external_id=_text(raw, "externalId"),
-        payment_date=_moment(raw, "paymentDate"),
-        created_at=_moment(raw, "createdAt"),
-        updated_at=_moment(raw, "updatedAt"),
-        raw=raw,
+def payment_reader() -> Callable[[Raw], PaymentDetail]:
+    """
+    Return a function that makes a single payment, or an item of a bulk, of Everifin's object.
+
+    Errors: as of ``bank.account_reader``.
+    """
+    return reader(PaymentDetail, conf.api_fields["payment"], status=_status)
+
+
+def bulk_payment_reader() -> Callable[[Raw], BulkPaymentDetail]:
+    """The same for a bulk payment."""
+    read_item = payment_reader()
+
+    def payments(found: Any, name: str) -> tuple[PaymentDetail, ...]:
+        return tuple(read_item(one) for one in found or ())
+
+    return reader(
+        BulkPaymentDetail,
+        conf.api_fields["bulk_payment"],
+        status=_status,
+        payments_count=_count,
+        due_date=_moment_unless_empty,
+        payments=payments,
     )
 
 
-def bulk_detail(raw: Raw) -> BulkPaymentDetail:
-    """Return the bulk payment that *raw* describes. Errors: as ``bank.account``."""
-    count = raw.get("allPaymentsCount")
-    return BulkPaymentDetail(
-        id=_id(raw),
-        status=_status(raw),
-        name=_text(raw, "name"),
-        sender_iban=_text(raw, "senderIban"),
-        payer_name=_text(raw, "payerName"),
-        payments_count=None if count is None else int(count),
-        total_amount=_maybe_amount(raw, "totalAmount"),
-        currency=_text(raw, "currency"),
-        external_id=_text(raw, "externalId"),
-        # The sample of what is sent has an empty text for a date that is left out.
-        due_date=_moment(raw, "dueDate") if raw.get("dueDate") else None,
-        created_at=_moment(raw, "createdAt"),
-        updated_at=_moment(raw, "updatedAt"),
-        payments=tuple(detail(one) for one in raw.get("payments") or ()),
-        raw=raw,
-    )
+def _status(value: Any, name: str) -> PaymentStatus:
+    return PaymentStatus(text(value, name) or "")
 
 
-def _status(raw: Raw) -> PaymentStatus:
-    return PaymentStatus(_text(raw, "status") or "")
+def _count(value: Any, name: str) -> int | None:
+    return None if value is None else int(value)
 
 
-def _maybe_amount(raw: Raw, name: str) -> Decimal | None:
-    return None if raw.get(name) is None else _amount(raw, name)
+def _moment_unless_empty(value: Any, name: str) -> datetime | None:
+    # The sample of what is sent has an empty text for a date that is left out.
+    return moment(value or None, name)
+
+
+def _text(raw: Raw, name: str) -> str | None:
+    return text(raw.get(name), name)
 
 
 def _input(raw: Raw) -> InputField:
@@ -549,8 +540,9 @@ def _input(raw: Raw) -> InputField:
 def _option(raw: Any) -> tuple[str, str]:
     if not isinstance(raw, Mapping):
         return str(raw), str(raw)
-    value = str(raw.get("value", raw.get("id", "")))
-    return value, str(raw.get("label", raw.get("name", value)))
+    names = conf.api_fields["input_option"]
+    value = str(raw.get(names["value"], raw.get("id", "")))
+    return value, str(raw.get(names["label"], raw.get("name", value)))
 
 
 # Encryption of what the user types

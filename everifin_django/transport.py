@@ -19,7 +19,15 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import (
+    Clamped,
+    Context,
+    DecimalException,
+    Inexact,
+    InvalidOperation,
+    Overflow,
+    Subnormal,
+)
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http.client import HTTPException, HTTPResponse
@@ -55,7 +63,6 @@ AGENT = f"everifin-django/{__version__}"
 POOL_SIZE = 32
 CHUNK_BYTES = 16_384
 MAX_RETRY_AFTER_SECONDS = 24 * 3600
-MAX_EXPONENT = 308
 
 MAX_TRIES = 3
 FIRST_PAUSE_SECONDS = 0.1
@@ -491,6 +498,15 @@ def _pooled_session(process_id: int) -> requests.Session:
     return _new_session(POOL_SIZE)
 
 
+_FRACTIONS = Context(
+    # Beyond a float's range it is no amount, but int() or format() of it would run for hours.
+    Emax=308,
+    Emin=-308,
+    prec=400,
+    traps=[Clamped, Inexact, InvalidOperation, Overflow, Subnormal],
+)
+
+
 def strict_json(text: str | bytes) -> Any:
     """
     Return decoded JSON, its fractions as Decimal, because they may be money.
@@ -501,11 +517,14 @@ def strict_json(text: str | bytes) -> Any:
     decoded = text.decode() if isinstance(text, bytes) else text
     try:
         return json.loads(
-            decoded, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_fraction
+            decoded,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse,
+            parse_float=_FRACTIONS.create_decimal,
         )
-    except RecursionError:
+    except (RecursionError, DecimalException):
         pass
-    raise ValueError("The JSON is nested too deeply.")
+    raise ValueError("The JSON is nested too deeply, or a number has no end.")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -517,14 +536,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON.")
-
-
-def _fraction(text: str) -> Decimal:
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        number = Decimal("Infinity")
-    # Beyond a float's range it is no amount, but int() or format() of it would run for hours.
-    if number.is_finite() and -MAX_EXPONENT <= number.adjusted() <= MAX_EXPONENT:
-        return number
-    raise ValueError("A number is too large or too small.")

@@ -34,12 +34,21 @@ def words(text: str) -> list[str]:
 
 def mapping(text: str) -> dict[str, str]:
     """Return a JSON object of texts."""
+    return _object_of(str, text, "must be a JSON object of texts")
+
+
+def nested_mapping(text: str) -> dict[str, dict[str, str]]:
+    """Return a JSON object of objects; what those hold, the app looks at."""
+    return _object_of(dict, text, "must be a JSON object of objects")
+
+
+def _object_of(kind: type, text: str, complaint: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise ValueError("must be a JSON object of texts")
+    if not isinstance(found, dict) or not all(isinstance(value, kind) for value in found.values()):
+        raise ValueError(complaint)
     return found
 
 
@@ -65,6 +74,7 @@ EVERIFIN_SETTINGS: Mapping[str, Callable[[str], Any]] = {
     "EVERIFIN_IDP_URL": str,
     "EVERIFIN_API_URL": str,
     "EVERIFIN_API_PATHS": mapping,
+    "EVERIFIN_API_FIELDS": nested_mapping,
     "EVERIFIN_REALM": str,
     "EVERIFIN_ISSUER": str,
     "EVERIFIN_SCOPES": str,

@@ -15,7 +15,6 @@ import pytest
 
 from everifin_django import bank
 from everifin_django.client import Client, EndUser
-from everifin_django.conf import DEFAULT_API_PATHS
 from everifin_django.exceptions import (
     AnswerError,
     AnswerLostError,
@@ -33,6 +32,7 @@ from everifin_django.exceptions import (
     UnavailableError,
 )
 from everifin_django.secret import Secret
+from everifin_django.spelling import DEFAULT_API_PATHS
 from everifin_django.transport import AGENT
 from tests import hostile
 from tests.hostile import Server, answer_json, report
@@ -171,6 +171,29 @@ class TestReading:
         first = next(iter(client.accounts()))
         assert everifin.last_request["api.accounts"].path == "/api/v1/bank-accounts"
         assert client.account(first.id) == first
+
+    def test_corrected_names_are_used(self, client, settings, everifin, answer):
+        settings.EVERIFIN_API_FIELDS = {
+            "transaction": {"amount": "sum"},
+            "query": {
+                "updated_from": "changedSince",
+                "direction": "way",
+                "page": "pageNumber",
+                "page_size": "perPage",
+            },
+            "pagination": {"last": "pages", "next_page_url": "next"},
+        }
+        answer(page({"id": 1, "sum": 1.5}, pages=2, next="/?page=2"), times=1)
+        answer(page({"id": 2, "sum": 2.5}, pages=2, nextPageUrl="/?page=3"), times=1)
+        rows = client.transactions("1", updated_from="2025-03-04", direction="IN", page_size=1)
+        assert [row.amount for row in rows] == [Decimal("1.5"), Decimal("2.5")]
+        asked = everifin.last_request["api.transactions"].query
+        assert asked == {
+            "changedSince": "2025-03-04T00:00:00.000Z",
+            "way": "IN",
+            "pageNumber": "2",
+            "perPage": "1",
+        }
 
     def test_every_path_can_be_corrected(self, client, settings, everifin, account_id):
         """The sandbox answers below /api/v1 as well, as one of Everifin's samples has it."""
@@ -554,6 +577,13 @@ class TestShapes:
             error = refused(call, AnswerError)
             assert error.path.startswith("/v1/bank-accounts")
             assert error.method == "GET"
+
+    def test_half_an_emoji_becomes_a_question_mark(self, client, answer):
+        """As JavaScript cuts texts; a database would refuse the half, in ``raw`` too."""
+        answer('{"data": [{"id": 1, "name": "a\\ud83d", "more": [{"\\uDE00": "\\ud83d\\ude00"}]}]}')
+        (only,) = client.banks()
+        assert only.name == "a?"
+        assert only.raw["more"] == [{"?": "😀"}]
 
     def test_money_that_is_none_is_not_understood(self, client, answer):
         answer('{"data": [{"id": 1, "amount": 1e999999999}]}')

@@ -7,7 +7,8 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from everifin_django.conf import DEFAULT_API_PATHS, SETTING_NAMES, Conf, conf, is_secure
+from everifin_django.conf import SETTING_NAMES, Conf, conf, is_secure
+from everifin_django.spelling import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
 from tests.hostile import report
 
 DEFAULTS = {
@@ -16,6 +17,7 @@ DEFAULTS = {
     "EVERIFIN_ISSUER": "https://app.everifin.com/auth/realms/everifin_app",
     "EVERIFIN_API_URL": "https://api.everifin.com",
     "EVERIFIN_API_PATHS": DEFAULT_API_PATHS,
+    "EVERIFIN_API_FIELDS": DEFAULT_API_FIELDS,
     "EVERIFIN_SCOPES": "openid ais",
     "EVERIFIN_KEY_PROVIDER": "everifin_django.crypto.SettingsKeys",
     "EVERIFIN_USE_PKCE": True,
@@ -111,6 +113,19 @@ WRONG = {
         {"account": None},
         {1: "/v1/banks"},
     ],
+    "EVERIFIN_API_FIELDS": [
+        {"nonsense": {"name": "title"}},
+        {"bank": {"nonsense": "title"}},
+        {"bank": {"id": "number"}},
+        {"bank": {"name": ""}},
+        {"bank": {"name": None}},
+        {"bank": {1: "title"}},
+        {"bank": None},
+        {"name": "title"},
+        {1: {"name": "title"}},
+        [],
+        None,
+    ],
     "EVERIFIN_SCOPES": ["", "  ", "openid\nais", "žiadne", ["openid", "ais"]],
     "EVERIFIN_USE_PKCE": ["False", 0, 1, ""],
     "EVERIFIN_REQUIRE_ISS": ["False", 0, 1, ""],
@@ -182,7 +197,7 @@ def test_setting_names_are_exactly_the_properties():
 def test_every_setting_is_looked_at_here():
     assert DEFAULTS.keys() | REQUIRED == SETTING_NAMES
     assert WRONG.keys() == SETTING_NAMES
-    assert RIGHT.keys() | {"EVERIFIN_API_PATHS"} == SETTING_NAMES
+    assert RIGHT.keys() | {"EVERIFIN_API_PATHS", "EVERIFIN_API_FIELDS"} == SETTING_NAMES
 
 
 @pytest.mark.parametrize("name", sorted(DEFAULTS))
@@ -284,6 +299,24 @@ def test_an_unknown_path_is_named_with_the_known_ones(settings):
     settings.EVERIFIN_API_PATHS = {"acount": "/v2/accounts"}
     with pytest.raises(ImproperlyConfigured, match=r"'acount'.*accounts, account, "):
         read("EVERIFIN_API_PATHS")
+
+
+def test_api_fields_are_corrected_one_by_one(settings):
+    settings.EVERIFIN_API_FIELDS = {"bank": {"bic": "swift"}}
+    bank = {"name": "name", "bic": "swift", "country_code": "countryCode"}
+    assert conf.api_fields == {**DEFAULT_API_FIELDS, "bank": bank}
+
+
+def test_an_unknown_field_is_named_with_the_known_ones(settings):
+    settings.EVERIFIN_API_FIELDS = {"bank": {"swift": "bic"}}
+    with pytest.raises(ImproperlyConfigured, match=r"'swift' of 'bank'.*name, bic, country_code"):
+        read("EVERIFIN_API_FIELDS")
+
+
+def test_an_unknown_object_is_named_with_the_known_ones(settings):
+    settings.EVERIFIN_API_FIELDS = {"row": {"bic": "swift"}}
+    with pytest.raises(ImproperlyConfigured, match=r"'row'.*account, balance, transaction"):
+        read("EVERIFIN_API_FIELDS")
 
 
 def test_a_bundle_may_be_a_path(settings):

@@ -9,9 +9,9 @@ import everifin_django
 
 HOUSE = Path(everifin_django.__file__).parent
 FLOORS = [
-    {"exceptions", "signals", "secret", "notices"},
-    {"conf", "bank"},
-    {"crypto", "transport", "payments"},
+    {"exceptions", "signals", "secret", "notices", "spelling", "decoding"},
+    {"conf"},
+    {"crypto", "transport", "bank", "payments"},
     {"oauth", "identity", "client"},
     {"models"},
     {"revocation", "flows", "rekey"},

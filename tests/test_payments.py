@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -39,6 +39,7 @@ from everifin_django.payments import (
     StepType,
 )
 from everifin_django.secret import Secret
+from everifin_django.spelling import DEFAULT_API_FIELDS
 from everifin_django.testing.sandbox import payments as box
 from everifin_django.testing.sandbox.data import iban
 from everifin_django.transport import strict_json
@@ -174,6 +175,22 @@ class TestWhatMayBeSent:
         with pytest.raises(ValueError, match="time zone"):
             single(payment_date=at.replace(tzinfo=None)).body()
 
+    def test_the_inferred_names_of_what_is_sent_can_be_corrected(self, settings):
+        more: dict[str, Any] = {
+            "external_id": "mine",
+            "priority": "HIGH",
+            "recipient_address": {"city": "Nitra"},
+            "recipient_bank_address": {"city": "Brno"},
+        }
+        names = DEFAULT_API_FIELDS["new_payment"]
+        assert more.keys() == names.keys()
+        settings.EVERIFIN_API_FIELDS = {"new_payment": {name: f"x-{name}" for name in names}}
+        sent = single(**more).body()
+        assert {f"x-{name}": value for name, value in more.items()}.items() <= sent.items()
+        assert not set(names.values()) & sent.keys()
+        # Items of a bulk are documented.
+        assert item(**more).body()["externalId"] == "mine"
+
     def test_each_payment_can_be_found_again(self):
         assert single().external_id != single().external_id
         sent = bulk(external_id="mine").body()
@@ -226,8 +243,42 @@ class TestWhatComesBack:
         with pytest.raises(ValueError, match="https"):
             payments.step(raw)
 
+    def test_how_an_option_is_spelt_can_be_corrected(self, settings):
+        settings.EVERIFIN_API_FIELDS = {"input_option": {"value": "key", "label": "text"}}
+        choice = {"name": "a", "type": "SELECT", "selectOptions": [{"key": 1, "text": "y"}]}
+        (field,) = payments.step({"id": 1, "type": "INPUT", "input": choice}).inputs
+        assert field.options == (("1", "y"),)
+
+    @pytest.mark.parametrize(
+        ("kind", "make", "raw"),
+        [
+            (
+                "payment",
+                payments.payment_reader,
+                {"id": 1, "status": "FAILED", "amount": 1, "feeType": "A", "externalId": "mine"},
+            ),
+            (
+                "bulk_payment",
+                payments.bulk_payment_reader,
+                {
+                    "id": 1,
+                    "status": "PAID",
+                    "allPaymentsCount": 1,
+                    "dueDate": "2026-03-01",
+                    "payments": [{"id": 1}],
+                },
+            ),
+        ],
+    )
+    def test_every_name_but_the_ids_can_be_corrected(self, settings, kind, make, raw):
+        plain, names = make()(raw), DEFAULT_API_FIELDS[kind]
+        assert {"id", "raw"} | names.keys() == {field.name for field in fields(plain)}
+        settings.EVERIFIN_API_FIELDS = {kind: {ours: f"x-{names[ours]}" for ours in names}}
+        moved = {name if name == "id" else f"x-{name}": value for name, value in raw.items()}
+        assert replace(make()(moved), raw=raw) == plain
+
     def test_a_bulk_without_dates_and_items_is_understood(self):
-        seen = payments.bulk_detail({"id": 5, "status": "PAID", "dueDate": ""})
+        seen = payments.bulk_payment_reader()({"id": 5, "status": "PAID", "dueDate": ""})
         assert (seen.due_date, seen.payments, seen.payments_count) == (None, (), None)
 
 

@@ -10,7 +10,8 @@ from django.urls import reverse
 
 from everifin_django import exceptions, signals
 from everifin_django.client import Client
-from everifin_django.conf import DEFAULT_API_PATHS, SETTING_NAMES, conf
+from everifin_django.conf import SETTING_NAMES, conf
+from everifin_django.spelling import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
 from everifin_django.testing import plugin
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -39,7 +40,18 @@ def test_a_default_is_the_one_in_the_code(name, default, settings):
     documented = ast.literal_eval(default)
     if name == "EVERIFIN_API_PATHS":  # a site's corrections lie on top of what there is
         documented = {**DEFAULT_API_PATHS, **documented}
+    if name == "EVERIFIN_API_FIELDS":
+        documented = {**DEFAULT_API_FIELDS, **documented}
     assert getattr(conf, name.removeprefix("EVERIFIN_").lower()) == documented
+
+
+def test_every_path_and_object_that_can_be_corrected_is_named():
+    for name, known in (
+        ("EVERIFIN_API_PATHS", DEFAULT_API_PATHS),
+        ("EVERIFIN_API_FIELDS", DEFAULT_API_FIELDS),
+    ):
+        (row,) = re.findall(rf"^\| `{name}` .*$", README, re.MULTILINE)
+        assert known.keys() <= set(re.findall(r"\w+", row))
 
 
 def test_every_error_it_names_is_one():

@@ -13,7 +13,7 @@ from asgiref.sync import async_to_sync
 from django.db import connections
 from django.utils import timezone
 
-from everifin_django.bank import transaction
+from everifin_django.bank import transaction_reader
 from example_project import chart
 from example_project.templatetags.money import MINUS, money, moved
 from tests.example_project import clean_environment
@@ -302,7 +302,7 @@ def test_money_is_written_the_way_people_do(amount, currency, expected):
 
 def moving(direction, amount, day="2026-03-05", currency="EUR"):
     raw = {"id": "1", "amount": amount, "currency": currency}
-    return transaction({**raw, "direction": direction, "bookingDate": day})
+    return transaction_reader()({**raw, "direction": direction, "bookingDate": day})
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,11 @@ def manage(*arguments, **variables):
         ("EVERIFIN_ENCRYPTION_KEYS", "new:aaaa, old:bbbb", ["new:aaaa", "old:bbbb"]),
         ("EVERIFIN_API_PATHS", '{"accounts": "/v2/accounts"}', {"accounts": "/v2/accounts"}),
         (
+            "EVERIFIN_API_FIELDS",
+            '{"bank": {"bic": "swift"}}',
+            {"bank": {"bic": "swift"}},
+        ),
+        (
             "CSRF_TRUSTED_ORIGINS",
             "https://a.example,https://b.example",
             ["https://a.example", "https://b.example"],
@@ -99,6 +104,7 @@ def test_a_variable_becomes_the_setting_of_its_name(settings_with, name, text, v
         ("EVERIFIN_TRUSTED_PROXIES", "1.5"),
         ("EVERIFIN_API_PATHS", "[]"),
         ("EVERIFIN_API_PATHS", "{"),
+        ("EVERIFIN_API_FIELDS", '{"bank": "bic"}'),
         ("DEBUG", "maybe"),
     ],
 )
