@@ -146,7 +146,7 @@ class TestRefresh:
         assert error.code == "invalid_grant"
 
     def test_a_withdrawn_consent_is_refused(self, granted, everifin):
-        everifin.withdraw_consent()
+        everifin.withdraw_consent(keep_session=True)
         error = refused(lambda: refresh(granted.refresh), RefusedError)
         assert error.code == "invalid_scope"
 

@@ -412,7 +412,7 @@ class TestFaultTable:
         self._assert_temporary(overdue, "unavailable")
 
     def test_f15_a_withdrawn_consent_asks_the_user_to_connect_again(self, overdue, everifin):
-        everifin.withdraw_consent()
+        everifin.withdraw_consent(keep_session=True)
         with pytest.raises(ConsentExpiredError) as caught:
             current(overdue.user)
         assert caught.value.reason == "consent_withdrawn"

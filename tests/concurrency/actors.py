@@ -254,7 +254,7 @@ class World:
         if fault == "session ended":
             self.end_sessions()
         elif fault == "consent withdrawn":
-            self.everifin.withdraw_consent()
+            self.everifin.withdraw_consent(keep_session=True)
             self.notes.is_at_risk = True
         elif fault == NO_LOGOUT:
             self.everifin.faults.add("logout", status=503)

@@ -27,11 +27,6 @@ DIFFERENCES: dict[tuple[str, str], Difference] = {
     ("refresh_with_the_successor_of_a_token_shown_twice", "sandbox"): Difference(
         "400 invalid_grant: Session not active", ONE_CLIENT
     ),
-    ("refresh_after_the_consent_was_withdrawn", "sandbox"): Difference(
-        "400 invalid_scope: Client no longer has requested consent from user",
-        "Keycloak says this where the consent is gone and the session is not, and a withdrawal by "
-        "its administrator ends both. The sandbox keeps the error that is less like the others.",
-    ),
     ("refresh_with_a_wider_scope", "sandbox"): Difference(
         "400 invalid_scope",
         "Keycloak does not refuse it. RFC 6749, section 6, forbids to ask for "

@@ -254,7 +254,10 @@ class TestControlDoor:
         self.post(site, "expire")
         assert site.get(ACCOUNTS, alice["access_token"]).status_code == 401
         self.post(site, "withdraw-consent", username="bob")
-        assert site.refresh(bob["refresh_token"]).json()["error"] == "invalid_scope"
+        assert site.refresh(bob["refresh_token"]).json()["error"] == "invalid_grant"
+        again = site.tokens("bob")
+        self.post(site, "withdraw-consent", username="bob", keep_session=True)
+        assert site.refresh(again["refresh_token"]).json()["error"] == "invalid_scope"
         assert self.post(site, "end-sessions").json()["live_sessions"] == 0
         assert self.post(site, "end-sessions", username="nobody").status_code == 400
         kid = site.sandbox.signing_key.kid

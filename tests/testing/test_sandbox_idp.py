@@ -539,8 +539,15 @@ class TestEnding:
         site.sandbox.withdraw_consent("bob")
         refused = error(site.refresh(alice["refresh_token"]))
         assert refused == (400, "invalid_grant", "Session not active")
-        assert error(site.refresh(bob["refresh_token"]))[:2] == (400, "invalid_scope")
+        refused = error(site.refresh(bob["refresh_token"]))
+        assert refused == (400, "invalid_grant", "Session doesn't have required client")
         assert site.refresh(site.tokens("bob")["refresh_token"]).ok
+
+    def test_a_session_may_go_on_without_its_consent(self, site):
+        token = site.tokens()["refresh_token"]
+        site.sandbox.withdraw_consent(keep_session=True)
+        assert error(site.refresh(token))[:2] == (400, "invalid_scope")
+        assert site.sandbox.live_sessions() == 1
 
 
 class TestUserInfo:

@@ -69,7 +69,10 @@ def end_sessions(state: State, request: HttpRequest) -> HttpResponse:
 
 
 def withdraw_consent(state: State, request: HttpRequest) -> HttpResponse:
-    return _for_user(state, request, state.withdraw_consent)
+    def switch(username: str | None) -> None:
+        state.withdraw_consent(username, keep_session=bool(_fields(request).get("keep_session")))
+
+    return _for_user(state, request, switch)
 
 
 def clock_skew(state: State, request: HttpRequest) -> HttpResponse:

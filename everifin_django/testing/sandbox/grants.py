@@ -260,6 +260,8 @@ class Rules(RequestValidator):
         now = self.state.now()
         if known.expires_at is not None and now >= known.expires_at:
             raise errors.InvalidGrantError("Token is not active")
+        if session.is_ended and session.is_withdrawn:
+            raise errors.InvalidGrantError("Session doesn't have required client")
         if not session.is_live(now):
             raise errors.InvalidGrantError("Session not active")
         if session.is_withdrawn:

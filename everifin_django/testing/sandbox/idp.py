@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
+from django.http import HttpRequest, HttpResponse, QueryDict
 from oauthlib.common import Request, add_params_to_uri
 from oauthlib.oauth2.rfc6749 import errors
 
@@ -174,7 +174,7 @@ def token(state: State, request: HttpRequest) -> HttpResponse:
     if not request.POST.get("grant_type"):
         return _error(400, "invalid_request", "Missing form parameter: grant_type")
     _, body, status = Endpoints(state).token.create_token_response(*_call(request))
-    return _json(json.loads(body), status=status)
+    return _encoded(body, status=status)
 
 
 def logout(state: State, request: HttpRequest) -> HttpResponse:
@@ -185,7 +185,7 @@ def logout(state: State, request: HttpRequest) -> HttpResponse:
 
 def revoke(state: State, request: HttpRequest) -> HttpResponse:
     _, body, status = Endpoints(state).revocation.create_revocation_response(*_call(request))
-    return _json(json.loads(body), status=status) if body else HttpResponse(status=status)
+    return _encoded(body, status=status) if body else HttpResponse(status=status)
 
 
 def userinfo(state: State, request: HttpRequest) -> HttpResponse:
@@ -196,7 +196,7 @@ def userinfo(state: State, request: HttpRequest) -> HttpResponse:
         response = _error(error.status_code, error.error, error.description)
         response["WWW-Authenticate"] = challenge
         return response
-    return _json(json.loads(body))
+    return _encoded(body)
 
 
 def certs(state: State, request: HttpRequest) -> HttpResponse:
@@ -266,9 +266,14 @@ def _call(request: HttpRequest) -> tuple[str, str, str, dict[str, str]]:
     return uri, request.method or "GET", request.POST.urlencode(), dict(request.headers)
 
 
-def _json(data: Mapping[str, Any], *, status: int = 200) -> JsonResponse:
-    return JsonResponse(data, status=status, headers={"Cache-Control": "no-store"})
+def _json(data: Mapping[str, Any], *, status: int = 200) -> HttpResponse:
+    return _encoded(json.dumps(data), status=status)
 
 
-def _error(status: int, error: str, description: str) -> JsonResponse:
+def _encoded(body: str, *, status: int = 200) -> HttpResponse:
+    headers = {"Cache-Control": "no-store", "Content-Type": "application/json"}
+    return HttpResponse(body, status=status, headers=headers)
+
+
+def _error(status: int, error: str, description: str) -> HttpResponse:
     return _json({"error": error, "error_description": description}, status=status)

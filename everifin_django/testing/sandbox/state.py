@@ -216,10 +216,17 @@ class State:
         for session in self._live_sessions(username):
             self.store.end_session(session.id)
 
-    def withdraw_consent(self, username: str | None = None) -> None:
-        """Take back the consent of every session (of one user): a refresh gives invalid_scope."""
+    def withdraw_consent(self, username: str | None = None, *, keep_session: bool = False) -> None:
+        """
+        Take back the consent of every session (of one user): a refresh gives invalid_grant.
+
+        With *keep_session* it gives invalid_scope, which Keycloak's code has for a session that
+        goes on without the consent. A real one was seen to end both at once.
+        """
         for session in self._live_sessions(username):
             self.store.withdraw_consent(session.id)
+            if not keep_session:
+                self.store.end_session(session.id)
 
     def rotate_signing_key(self, *, drop_old: bool = False) -> str:
         """Return the kid of a new key that signs from now on; old ones stay published, or not."""
