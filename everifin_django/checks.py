@@ -139,10 +139,13 @@ def check_seconds(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_choices(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    default = "README names a default that suits most."
     proxies = "Count the reverse proxies of yours that append to X-Forwarded-For."
     return [
         *_errors_of("EVERIFIN_CLIENT_AUTH", id="E009", hint="Everifin documents body."),
         *_errors_of("EVERIFIN_TRUSTED_PROXIES", id="E010", hint=proxies),
+        *_errors_of("EVERIFIN_MAX_TRIES", id="E022", hint=default),
+        *_errors_of("EVERIFIN_POOL_SIZE", id="E022", hint=default),
     ]
 
 

@@ -30,6 +30,8 @@ MAX_SECONDS = 60
 
 MAX_DAYS = 366
 MAX_PROXIES = 10
+MAX_TRIES = 10
+MAX_POOL = 1000
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 REALM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,254}")
 
@@ -265,14 +267,19 @@ class Conf:
         How many reverse proxies of the site append to X-Forwarded-For; 0 takes the peer's own
         address.
         """
-        return self._read(
-            "EVERIFIN_TRUSTED_PROXIES",
-            0,
-            lambda number: type(number) is int and 0 <= number <= MAX_PROXIES,
-            f"must be a whole number from 0 to {MAX_PROXIES}.",
-        )
+        return self._whole_number("EVERIFIN_TRUSTED_PROXIES", 0, least=0, most=MAX_PROXIES)
 
     # The network.
+
+    @property
+    def max_tries(self) -> int:
+        """How often a call that only reads is tried at most, within the deadline."""
+        return self._whole_number("EVERIFIN_MAX_TRIES", 3, least=1, most=MAX_TRIES)
+
+    @property
+    def pool_size(self) -> int:
+        """How many connections a process keeps open to a host; more are closed after their call."""
+        return self._whole_number("EVERIFIN_POOL_SIZE", 32, least=1, most=MAX_POOL)
 
     @property
     def ca_bundle(self) -> str | None:
@@ -323,6 +330,14 @@ class Conf:
     def _flag(self, name: str, *, default: bool) -> bool:
         return self._read(
             name, default, lambda value: isinstance(value, bool), "must be True or False."
+        )
+
+    def _whole_number(self, name: str, default: int, *, least: int, most: int) -> int:
+        return self._read(
+            name,
+            default,
+            lambda number: type(number) is int and least <= number <= most,
+            f"must be a whole number from {least} to {most}.",
         )
 
     def _seconds(self, name: str, default: float) -> float:

@@ -60,11 +60,9 @@ from everifin_django.secret import Secret
 E = TypeVar("E", bound=APIError)
 
 AGENT = f"everifin-django/{__version__}"
-POOL_SIZE = 32
 CHUNK_BYTES = 16_384
 MAX_RETRY_AFTER_SECONDS = 24 * 3600
 
-MAX_TRIES = 3
 FIRST_PAUSE_SECONDS = 0.1
 PASSING_STATUSES = frozenset({429, 500, 502, 503, 504})
 """What may be over at the next try."""
@@ -153,7 +151,11 @@ def send(  # noqa: PLR0913 - what a request consists of, and its two bounds
     request = _Request(method.upper(), _with(_secure(url), params), headers, form, _json(content))
     outcome: Answer | type[APIError] = UnreachableError
     if seconds > 0:
-        pool = _new_session(1) if fresh_connection else nullcontext(_pooled_session(os.getpid()))
+        pool = (
+            _new_session(1)
+            if fresh_connection
+            else nullcontext(_pooled_session(os.getpid(), conf.pool_size))
+        )
         with pool as session:
             outcome = _exchange(session, request, seconds, max_bytes)
     if isinstance(outcome, Answer):
@@ -170,7 +172,8 @@ def read(
     max_bytes: int,
 ) -> Answer:
     """
-    Return the answer to a GET, which is tried three times at most before its failure counts.
+    Return the answer to a GET, which is tried EVERIFIN_MAX_TRIES times at most before its failure
+    counts.
 
     Before the next try is a pause that doubles, with jitter, or is as long as Retry-After asks for.
     There is none if less than half of EVERIFIN_DEADLINE_SECONDS would be left for it, nor after a
@@ -178,13 +181,13 @@ def read(
 
     Errors: as ``send``.
     """
-    seconds = conf.deadline_seconds
+    seconds, tries = conf.deadline_seconds, conf.max_tries
     end = monotonic() + seconds
     number = 1
     while True:
         outcome = _tried(url, headers, params, max_bytes, end - monotonic())
         pause = _pause_after(outcome, number)
-        if number == MAX_TRIES or pause is None or monotonic() + pause > end - seconds / 2:
+        if number == tries or pause is None or monotonic() + pause > end - seconds / 2:
             break
         sleep(pause)
         number += 1
@@ -490,12 +493,12 @@ def _new_session(pool_size: int) -> requests.Session:
 
 
 @lru_cache(maxsize=1)
-def _pooled_session(process_id: int) -> requests.Session:
+def _pooled_session(process_id: int, size: int) -> requests.Session:
     """
     The session of this process. A forked child has another id: two processes that write to one
     socket would read each other's answers.
     """
-    return _new_session(POOL_SIZE)
+    return _new_session(size)
 
 
 _FRACTIONS = Context(

@@ -92,6 +92,8 @@ EVERIFIN_SETTINGS: Mapping[str, Callable[[str], Any]] = {
     "EVERIFIN_KEEP_ENDED_DAYS": whole_number,
     "EVERIFIN_REFRESH_EVERY_VIEW": flag,
     "EVERIFIN_TRUSTED_PROXIES": whole_number,
+    "EVERIFIN_MAX_TRIES": whole_number,
+    "EVERIFIN_POOL_SIZE": whole_number,
     "EVERIFIN_CA_BUNDLE": str,
     "EVERIFIN_PROXIES": mapping,
 }

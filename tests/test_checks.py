@@ -88,6 +88,8 @@ WRONG = [
     ("E009", {"EVERIFIN_CLIENT_AUTH": "post"}),
     ("E010", {"EVERIFIN_TRUSTED_PROXIES": -1}),
     ("E010", {"EVERIFIN_TRUSTED_PROXIES": True}),
+    ("E022", {"EVERIFIN_MAX_TRIES": 0}),
+    ("E022", {"EVERIFIN_POOL_SIZE": "32"}),
     ("E011", {"MIDDLEWARE": without(MIDDLEWARE)}),
     ("E012", {"MIDDLEWARE": [MIDDLEWARE, *without(MIDDLEWARE)]}),
     ("E013", {"SESSION_ENGINE": "django.contrib.sessions.backends.signed_cookies"}),

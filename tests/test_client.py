@@ -3,7 +3,9 @@
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -953,3 +955,46 @@ class TestAsync:
         token = source.token.reveal()
         refused(lambda: asyncio.run(read()), NotFoundError, token)
         refused(lambda: asyncio.run(read_all()), NotFoundError, token)
+
+
+class TestThreads:
+    CALLERS, CALLS = 200, 3
+
+    def test_a47_hundreds_of_threads_on_one_client_mix_nothing(self, settings):
+        """Each call has a token of its own; every third one is refused, and gets another."""
+        settings.EVERIFIN_TIMEOUT_SECONDS = settings.EVERIFIN_DEADLINE_SECONDS = 60
+        lent = threading.local()
+
+        class Tokens:
+            def lend(self) -> Secret:
+                lent.number = getattr(lent, "number", -1) + 1
+                return self._token("fresh" if lent.number % 3 else "stale")
+
+            def renew(self, rejected: Secret) -> Secret:
+                assert rejected == self._token("stale")
+                return self._token("fresh")
+
+            def _token(self, state: str) -> Secret:
+                return Secret(f"{state}.{threading.get_ident()}.{lent.number}")
+
+        def tell_token(server: Server, connection: socket.socket) -> None:
+            token = server.latest(connection).headers["authorization"].removeprefix("Bearer ")
+            body = json.dumps({"data": {"id": token}}).encode()
+            status = "401 Expired" if token.startswith("stale") else "200 OK"
+            hostile.answer_json(body, status, f"Set-Cookie: token={token}\r\n")(server, connection)
+
+        barrier = threading.Barrier(self.CALLERS)
+
+        def call(_: int) -> bool:
+            barrier.wait(60)
+            return all(
+                bank_client.account("1").id == f"fresh.{threading.get_ident()}.{number}"
+                for number in range(self.CALLS)
+            )
+
+        bank_client = Client(Tokens())
+        with Server(tell_token) as server, ThreadPoolExecutor(self.CALLERS) as pool:
+            settings.EVERIFIN_API_URL = server.url
+            assert all(pool.map(call, range(self.CALLERS)))
+        assert len(server.requests) == self.CALLERS * (self.CALLS + 1)
+        assert not any("cookie" in request.headers for request in server.requests)

@@ -34,6 +34,8 @@ DEFAULTS = {
     "EVERIFIN_KEEP_ENDED_DAYS": 30,
     "EVERIFIN_REFRESH_EVERY_VIEW": False,
     "EVERIFIN_TRUSTED_PROXIES": 0,
+    "EVERIFIN_MAX_TRIES": 3,
+    "EVERIFIN_POOL_SIZE": 32,
     "EVERIFIN_CA_BUNDLE": None,
     "EVERIFIN_PROXIES": {},
 }
@@ -62,6 +64,8 @@ RIGHT = {
     "EVERIFIN_KEEP_ENDED_DAYS": [1, 366],
     "EVERIFIN_REFRESH_EVERY_VIEW": [True, False],
     "EVERIFIN_TRUSTED_PROXIES": [0, 1, 10],
+    "EVERIFIN_MAX_TRIES": [1, 10],
+    "EVERIFIN_POOL_SIZE": [1, 1000],
     "EVERIFIN_CA_BUNDLE": [__file__, str(Path(__file__).parent)],
     "EVERIFIN_PROXIES": [{}, {"https": "http://proxy.test:3128"}],
 }
@@ -141,6 +145,8 @@ WRONG = {
     "EVERIFIN_KEEP_ENDED_DAYS": [0, -1, 367, True, "30", 1.5],
     "EVERIFIN_REFRESH_EVERY_VIEW": ["False", 0, 1, ""],
     "EVERIFIN_TRUSTED_PROXIES": [-1, 11, True, "1", 1.0],
+    "EVERIFIN_MAX_TRIES": [0, 11, True, "3", 3.0],
+    "EVERIFIN_POOL_SIZE": [0, 1001, True, "32", None],
     "EVERIFIN_CA_BUNDLE": ["/nowhere/ca.pem", "a\0b", 0],
     "EVERIFIN_PROXIES": [
         {"https": None},
@@ -167,6 +173,8 @@ RIGHT_AFTER_ALL: dict[str, list] = {
     "EVERIFIN_ENCRYPTION_KEYS": [["list"]],
     "EVERIFIN_KEEP_ENDED_DAYS": [5],
     "EVERIFIN_TRUSTED_PROXIES": [5],
+    "EVERIFIN_MAX_TRIES": [5],
+    "EVERIFIN_POOL_SIZE": [5],
     **{name: [None] for name in ALLOWS_NONE},
     **{name: [5] for name in TAKES_SECONDS},
 }

@@ -1,16 +1,27 @@
 """``request.everifin``, and tokens made fresh before the view begins."""
 
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from io import BytesIO
+from typing import Any
 
 import pytest
 from asgiref.sync import SyncToAsync, async_to_sync, iscoroutinefunction
+from django.core.handlers.asgi import ASGIRequest
+from django.core.handlers.wsgi import WSGIRequest
+from django.core.servers.basehttp import WSGIServer
 from django.db import connection, connections
 from django.http import HttpResponse
 from django.test import AsyncClient, RequestFactory
+from django.test.testcases import QuietWSGIRequestHandler
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from waitress import create_server, wasyncore
 
 from everifin_django import crypto, models
 from everifin_django.exceptions import RefreshInTransactionError
@@ -240,6 +251,60 @@ class TestAsync:
         assert response["Location"].startswith("/everifin/login/")
 
 
+SEEN, SPOOFED = "203.0.113.9", "198.51.100.66"
+TWINS = [
+    ([("X-Forwarded-For", SEEN)], SEEN),
+    ([("X-Forwarded-For", SEEN), ("X_Forwarded_For", SPOOFED)], SEEN),
+    ([("X_Forwarded_For", SPOOFED), ("X-Forwarded-For", SEEN)], SEEN),
+    ([("X_Forwarded-For", SPOOFED), ("X-Forwarded-For", SEEN), ("X-FORWARDED_FOR", SPOOFED)], SEEN),
+    ([("X_Forwarded_For", SPOOFED)], None),
+]
+
+
+def tell_address(environ: Any, start_response: Any) -> list[bytes]:
+    """A WSGI application that says whom it takes for the person present."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"<{end_user_address(WSGIRequest(environ))}>".encode()]
+
+
+@contextmanager
+def django_server() -> Iterator[int]:
+    """Django's own server, which tests of sites and ``runserver`` use, for one request."""
+    with WSGIServer(("127.0.0.1", 0), QuietWSGIRequestHandler) as server:
+        server.set_app(tell_address)
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        yield server.server_port
+        thread.join()
+
+
+@contextmanager
+def waitress_server() -> Iterator[int]:
+    sockets: dict[Any, Any] = {}
+    server = create_server(
+        tell_address,
+        sockets,
+        host="127.0.0.1",
+        port=0,
+        threads=1,
+        clear_untrusted_proxy_headers=False,
+    )
+    is_over = threading.Event()
+
+    def serve() -> None:
+        while not is_over.is_set():
+            wasyncore.loop(timeout=0.01, map=sockets, count=1)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield server.effective_port
+    is_over.set()
+    thread.join()
+    server.task_dispatcher.shutdown()
+    wasyncore.close_all(sockets)
+    server.close()
+
+
 class TestEndUser:
     @pytest.mark.parametrize(
         ("proxies", "peer", "forwarded", "expected"),
@@ -275,6 +340,27 @@ class TestEndUser:
         headers = {} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded}
         request = RequestFactory().get("/", REMOTE_ADDR=peer, **headers)
         assert end_user_address(request) == expected
+
+    @pytest.mark.parametrize("serving", [django_server, waitress_server])
+    @pytest.mark.parametrize(("names", "expected"), TWINS)
+    def test_a44_a_twin_of_the_header_changes_nothing(self, settings, serving, names, expected):
+        """WSGI has one name for both, so it is the server that has to drop the twin."""
+        settings.EVERIFIN_TRUSTED_PROXIES = 1
+        lines = "".join(f"{name}: {address}\r\n" for name, address in names)
+        request = f"GET / HTTP/1.1\r\nHost: localhost\r\n{lines}Connection: close\r\n\r\n"
+        with serving() as port, socket.create_connection(("127.0.0.1", port), 10) as visitor:
+            visitor.sendall(request.encode())
+            with visitor.makefile("rb") as answer:
+                text = answer.read().decode()
+        assert text.startswith("HTTP/1.1 200 OK")
+        assert text.endswith(f"<{expected}>")
+
+    @pytest.mark.parametrize(("names", "expected"), TWINS)
+    def test_a44_nor_does_it_under_asgi(self, settings, names, expected):
+        settings.EVERIFIN_TRUSTED_PROXIES = 1
+        headers = [(name.lower().encode(), address.encode()) for name, address in names]
+        scope = {"method": "GET", "path": "/", "headers": headers, "query_string": b""}
+        assert end_user_address(ASGIRequest(scope, BytesIO())) == expected
 
     def test_everifin_is_told_who_is_present(self, everifin, connected):
         connected.get("/accounts/", REMOTE_ADDR="203.0.113.9", HTTP_USER_AGENT="Browser/1.0")

@@ -275,6 +275,13 @@ class TestTries:
         assert [one.line for one in server.requests] == ["GET /v1/things?a=1 HTTP/1.1"] * 3
         assert 0.05 <= pauses[0] <= 0.1 <= pauses[1] <= 0.2
 
+    @pytest.mark.parametrize("tries", [1, 2, 5])
+    def test_how_often_is_a_setting(self, pauses, settings, tries):
+        settings.EVERIFIN_MAX_TRIES = tries
+        with Server(answer_json(b"{}", "503 Busy")) as server:
+            assert self.look(server).status == 503
+        assert (len(server.requests), len(pauses)) == (tries, tries - 1)
+
     def test_pauses_differ(self, pauses):
         with Server(answer_json(b"{}", "503 Busy")) as server:
             for _ in range(5):
@@ -713,6 +720,20 @@ class TestSessions:
             bodies = list(pool.map(call, range(8)))
         assert bodies == [[f"Bearer {number}".encode()] * 20 for number in range(8)]
         assert len(server.connections) <= 9
+
+    @pytest.mark.parametrize(("size", "kept"), [(2, 2), (8, 4)])
+    def test_how_many_connections_are_kept_is_a_setting(self, settings, size, kept):
+        settings.EVERIFIN_POOL_SIZE = size
+        barrier = threading.Barrier(4)
+
+        def behave(server: Server, connection: socket.socket) -> None:
+            barrier.wait(SOON_SECONDS)
+            connection.sendall(OK)
+
+        with Server(behave) as server, ThreadPoolExecutor(4) as pool:
+            for _ in range(2):
+                list(pool.map(lambda _: ask(server), range(4)))
+        assert len(server.connections) == 4 + 4 - kept
 
     def test_a_forked_child_has_connections_of_its_own(self):
         """In a process of its own, because the one that runs the tests has threads."""

@@ -75,6 +75,8 @@ def manage(*arguments, **variables):
         ("EVERIFIN_DEADLINE_SECONDS", "8", 8),
         ("EVERIFIN_REFRESH_MARGIN_SECONDS", "30", 30),
         ("EVERIFIN_TRUSTED_PROXIES", "2", 2),
+        ("EVERIFIN_MAX_TRIES", "1", 1),
+        ("EVERIFIN_POOL_SIZE", "8", 8),
         ("EVERIFIN_CLIENT_AUTH", "basic", "basic"),
         ("EVERIFIN_CA_BUNDLE", "/etc/ssl/own.pem", "/etc/ssl/own.pem"),
         ("EVERIFIN_ENCRYPTION_KEYS", "new:aaaa, old:bbbb", ["new:aaaa", "old:bbbb"]),
