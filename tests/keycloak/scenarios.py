@@ -132,17 +132,17 @@ def backup_restored(tour: Tour, rotation: str) -> str:
 TWICE = "accounts, accounts; refreshes: 2"
 
 
-@scenario("the access token runs out twice, Revoke Refresh Token on, reuse 0", TWICE)
+@scenario("the access token runs out twice, Revoke Refresh Token with reuse 0", TWICE)
 def refresh_strictly(tour: Tour) -> str:
     return refreshed(tour, "strict")
 
 
-@scenario("the same, reuse 1", TWICE)
+@scenario("the access token runs out twice, reuse 1", TWICE)
 def refresh_with_reuse(tour: Tour) -> str:
     return refreshed(tour, "reuse 1")
 
 
-@scenario("the same, Revoke Refresh Token off", TWICE)
+@scenario("the access token runs out twice, Revoke Refresh Token off", TWICE)
 def refresh_without_rotation(tour: Tour) -> str:
     return refreshed(tour, "default")
 
@@ -152,12 +152,12 @@ def a_spent_token_strictly(tour: Tour) -> str:
     return backup_restored(tour, "strict")
 
 
-@scenario("the same, reuse 1", "accounts")
+@scenario("the site shows a spent token, reuse 1", "accounts")
 def a_spent_token_with_reuse(tour: Tour) -> str:
     return backup_restored(tour, "reuse 1")
 
 
-@scenario("the same, Revoke Refresh Token off", "accounts")
+@scenario("the site shows a spent token, Revoke Refresh Token off", "accounts")
 def a_spent_token_without_rotation(tour: Tour) -> str:
     return backup_restored(tour, "default")
 
