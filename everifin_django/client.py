@@ -3,7 +3,8 @@ Everifin's REST API for a given bearer token. Knows no users and no models.
 
 Lists are iterators that fetch page by page: nothing is asked before the first item is, so errors
 come while iterating. Every call has an awaitable twin with a leading ``a``, which runs the call in
-a thread.
+a thread. Cancelled, the twin raises CancelledError at once; the thread ends the call within the
+deadline, its connection stays whole, and its answer is dropped.
 
 Source: Everifin's BankConnect pages "HTTP requests", "Errors", "Accessing Bank Account Data" and
 those on payments. Paths and names of fields stand in ``spelling``, where it says which are
@@ -476,7 +477,12 @@ class Client:
             yield one
 
     async def acreate_payment(self, payment: pay.SinglePayment) -> str:
-        """As ``create_payment``. Who cancels this does not know whether the payment exists."""
+        """
+        As ``create_payment``.
+
+        Who cancels this does not know whether the payment exists, as after a PaymentUncertainError:
+        ask ``afind_payment(payment.external_id)``.
+        """
         return await sync_to_async(self.create_payment)(payment)
 
     async def acreate_bulk_payment(self, payment: pay.BulkPayment) -> str:
@@ -485,6 +491,10 @@ class Client:
     async def aprocess_payment(
         self, payment_id: str, **answer: Unpack[StepAnswer]
     ) -> pay.PaymentStep:
+        """
+        As ``process_payment``. Who cancels this does not know whether the step was taken: ask
+        ``apayment(payment_id)``.
+        """
         return await sync_to_async(self.process_payment)(payment_id, **answer)
 
     async def aprocess_bulk_payment(

@@ -957,6 +957,66 @@ class TestAsync:
         refused(lambda: asyncio.run(read_all()), NotFoundError, token)
 
 
+class TestCancelled:
+    """Who gives up waiting leaves the call to its thread, and the connection whole."""
+
+    @pytest.mark.parametrize(
+        ("end", "connections"),
+        [(hostile.answer_json(b'{"data": {"id": "1"}}'), [1, 1]), (hostile.reset, [1, 2, 2])],
+        ids=["answered", "reset"],
+    )
+    def test_the_next_call_has_its_own_answer(self, settings, end, connections):
+        is_begun, is_given_up = threading.Event(), threading.Event()
+
+        def behave(server: Server, connection: socket.socket) -> None:
+            if len(server.requests) == 1:
+                is_begun.set()
+                assert is_given_up.wait(10)
+                end(server, connection)
+            else:
+                name = server.latest(connection).line.split()[1].rpartition("/")[2]
+                answer_json(f'{{"data": {{"id": "{name}"}}}}'.encode())(server, connection)
+
+        async def give_up() -> str:
+            bank_client = Client(Source(Secret("token")))
+            call = asyncio.create_task(bank_client.aaccount("1"))
+            assert await asyncio.to_thread(is_begun.wait, 10)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            is_given_up.set()
+            return (await bank_client.aaccount("2")).id
+
+        with Server(behave) as server:
+            settings.EVERIFIN_API_URL = server.url
+            assert asyncio.run(give_up()) == "2"
+        assert [request.connection for request in server.requests] == connections
+
+    def test_a_download_begins_again_where_it_began(self, client, account_id, everifin):
+        is_begun, is_given_up = threading.Event(), threading.Event()
+
+        def hold(_seconds: float) -> None:
+            is_begun.set()
+            assert is_given_up.wait(10)
+
+        async def give_up() -> Any:
+            rows = client.async_transactions(account_id, since="2025-01-01")
+            for _ in range(50):
+                await anext(rows)
+            everifin.sleep = hold
+            everifin.faults.add("api.transactions", latency_seconds=1, times=1)
+            step = asyncio.ensure_future(anext(rows))
+            assert await asyncio.to_thread(is_begun.wait, 10)
+            step.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await step
+            is_given_up.set()
+            await client.aaccount(account_id)  # behind the step, in the same thread
+            return rows.cursor
+
+        assert asyncio.run(give_up()) == datetime(2025, 1, 1, tzinfo=UTC)
+
+
 class TestThreads:
     CALLERS, CALLS = 200, 3
 

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import json
 import sys
+import threading
+from collections.abc import Coroutine
 from dataclasses import FrozenInstanceError, fields, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -461,6 +463,27 @@ class TestPaying:
         asyncio.run(pay())
 
 
+def hold(everifin: Any, where: str) -> tuple[threading.Event, threading.Event]:
+    """Let Everifin work on the next request until the second event; the first is its beginning."""
+    is_begun, is_given_up = threading.Event(), threading.Event()
+
+    def wait(_seconds: float) -> None:
+        is_begun.set()
+        assert is_given_up.wait(10)
+
+    everifin.sleep = wait
+    everifin.faults.add(where, latency_seconds=1, times=1)
+    return is_begun, is_given_up
+
+
+async def cancel(call: Coroutine[Any, Any, Any], is_begun: threading.Event) -> None:
+    task = asyncio.create_task(call)
+    assert await asyncio.to_thread(is_begun.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 class TestNothingIsPaidTwice:
     """S62: after a failure that leaves doubt nothing is repeated; the error says how to look."""
 
@@ -559,6 +582,35 @@ class TestNothingIsPaidTwice:
             with pytest.raises(PaymentUncertainError):
                 Client(Source(Secret("t"))).create_payment(single())
             assert len(server.requests) == 1
+
+    def test_a_create_that_is_cancelled_goes_on_and_is_found_again(
+        self, client, everifin, accounts
+    ):
+        sent = single(sender_iban=accounts["eftdemo3"])
+        is_begun, is_given_up = hold(everifin, "api.payments")
+
+        async def leave() -> Any:
+            await cancel(client.acreate_payment(sent), is_begun)
+            is_given_up.set()
+            return await client.afind_payment(str(sent.external_id))
+
+        assert asyncio.run(leave()).status is PaymentStatus.CREATED
+        assert len(list(client.payments())) == 1
+
+    def test_a_step_that_is_cancelled_goes_on_and_is_told_by_the_payment(
+        self, client, everifin, accounts
+    ):
+        payment_id = client.create_payment(single(sender_iban=accounts["eftdemo3"]))
+        client.process_payment(payment_id)
+        client.process_payment(payment_id)
+        is_begun, is_given_up = hold(everifin, "api.payment")
+
+        async def leave() -> Any:
+            await cancel(client.aprocess_payment(payment_id), is_begun)
+            is_given_up.set()
+            return await client.apayment(payment_id)
+
+        assert asyncio.run(leave()).status is PaymentStatus.FINISHED
 
 
 def test_a_payment_cannot_be_changed():
