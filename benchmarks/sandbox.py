@@ -69,6 +69,8 @@ def measure_fixtures() -> None:
         user = everifin.make_user()
         with everifin_for(user) as bank:
             print(f"an API call in this process: {cost(lambda: list(bank.banks()))}")
+        key = everifin.signing_key
+        print(f"a signature, of which a refresh has two: {cost(lambda: key.sign({}))}")
         transaction.set_rollback(True)
 
 

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from everifin_django.testing.adapter import mount
-from everifin_django.testing.sandbox import Sandbox
+from everifin_django.testing.sandbox import Sandbox, bank
 from everifin_django.testing.sandbox.data import iban
 from tests.testing import NOON, Clock, Site
 
@@ -200,6 +200,29 @@ class TestAccounts:
         banks = site.get("/v1/banks", token).json()["data"]
         assert {bank["countryCode"] for bank in banks} == {"EFT"}
         assert site.get("/v1/banks", token, countryCode="SVK").json()["data"] == []
+
+
+class TestManualRefresh:
+    @pytest.fixture
+    def ask(self, site):
+        url = f"{site.sandbox.api_url}/v1/bank-accounts/refresh"
+        return lambda token: requests.post(
+            url, headers={"Authorization": f"Bearer {token}"}, timeout=5
+        )
+
+    def test_it_runs_on_after_the_answer_and_a_second_is_refused(self, ask, token, clock):
+        assert ask(token).status_code == 204
+        clock.now += bank.REFRESH_SECONDS - 1
+        assert error(ask(token)) == (409, "ACCOUNT_REFRESH_ALREADY_RUNNING")
+        clock.now += 1
+        assert ask(token).status_code == 204
+
+    def test_each_user_has_their_own(self, ask, token, site):
+        ask(token)
+        assert ask(site.tokens("bob")["access_token"]).status_code == 204
+
+    def test_it_needs_the_scope(self, ask, site):
+        assert error(ask(site.tokens(scope="openid pis")["access_token"])) == (403, "INVALID_SCOPE")
 
 
 class TestTransactions:
