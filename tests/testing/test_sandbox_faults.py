@@ -1,6 +1,7 @@
 """The switches that make the sandbox misbehave, by Python and over its control door."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ import requests
 from everifin_django.testing.adapter import mount
 from everifin_django.testing.sandbox import Fault, RecordedRefresh, Sandbox
 from everifin_django.testing.sandbox.faults import PLACES
+from example_project.browser import Browser
 from tests.testing import Clock, Site
 
 ACCOUNTS = "/v1/bank-accounts"
@@ -300,6 +302,41 @@ class TestControlDoor:
         assert "answers 503" in answer.text
         page = requests.post(f"{url}faults/clear", headers=headers, timeout=5).text
         assert "Everything works." in page
+
+    def test_every_button_does_what_it_says(self, site):
+        sandbox, pressed = site.sandbox, set()
+        browser = Browser(time.monotonic() + 60)
+        browser.open(f"{sandbox.idp_url}/_sandbox/")
+
+        def press(button: str, **filled_in: str) -> None:
+            pressed.add(button)
+            page = browser.press(button, **filled_in)
+            assert (page.status, page.path) == (200, "/_sandbox/")
+
+        token, kid = site.tokens(), sandbox.signing_key.kid
+        press("Expire all access tokens")
+        assert site.get(ACCOUNTS, token["access_token"]).status_code == 401
+        press("New signing key")
+        assert kid in [key.kid for key in sandbox.signer.published_keys()[1:]]
+        press("New signing key, forget the old")
+        assert len(sandbox.signer.published_keys()) == 1
+        press("Withdraw all consents")
+        refused = site.refresh(token["refresh_token"]).json()
+        assert refused["error_description"] == "Session doesn't have required client"
+        token = site.tokens()
+        press("End all sessions")
+        refused = site.refresh(token["refresh_token"]).json()
+        assert refused["error_description"] == "Session not active"
+        press("Clock 5 minutes ahead")
+        assert sandbox.clock_skew_seconds == 300
+        press("Clock right")
+        assert sandbox.clock_skew_seconds == 0
+        press("Break it", where="certs", status="429", retry_after="7")
+        assert requests.get(site.endpoint("certs"), timeout=5).headers["Retry-After"] == "7"
+        press("Mend all faults")
+        assert requests.get(site.endpoint("certs"), timeout=5).ok
+        assert pressed == set(browser.page.buttons)
+        browser.close()
 
     def test_a_switch_needs_a_post(self, site):
         site.tokens()
