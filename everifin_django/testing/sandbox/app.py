@@ -13,7 +13,8 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from django.urls import Resolver404
 from oauthlib.oauth2.rfc6749.errors import FatalClientError, OAuth2Error
 
-from everifin_django.testing.sandbox import bank, idp
+from everifin_django.testing.sandbox import idp
+from everifin_django.testing.sandbox.api import not_found
 from everifin_django.testing.sandbox.faults import PLACES, AnswerLost, Fault
 from everifin_django.testing.sandbox.grants import Endpoints
 from everifin_django.testing.sandbox.pages import message
@@ -163,7 +164,7 @@ def _record_refresh(
 
 def _unknown(request: HttpRequest) -> HttpResponse:
     if request.path_info.startswith(("/v1/", "/api/")):
-        return bank.not_found(request.path_info).response()
+        return not_found(request.path_info).response()
     if request.path_info == "/":
         return HttpResponse(status=302, headers={"Location": "/_sandbox/"})
     text = "There is nothing here. The sandbox begins at /_sandbox/."
@@ -172,7 +173,7 @@ def _unknown(request: HttpRequest) -> HttpResponse:
 
 def _wrong_method(name: str, request: HttpRequest, methods: tuple[str, ...]) -> HttpResponse:
     if name.startswith("api."):
-        return bank.not_found(request.path_info).response()
+        return not_found(request.path_info).response()
     error = {"error": "HTTP 405 Method Not Allowed"}
     return JsonResponse(error, status=405, headers={"Allow": ", ".join(methods)})
 

@@ -1,109 +1,35 @@
 """
 The bank API: accounts, their balances and transactions, the manual refresh, and the demo banks.
 
-Envelope, error codes, the filters ending in From and the scope rules are documented by Everifin.
-Inferred: paths, most HTTP statuses, page-number pagination (the shape is that of its payment
-gateway), the filters ending in To, and which values are refused.
+The filters ending in From are documented by Everifin. Inferred: paths, the filters ending in To,
+and which values are refused.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import wraps
-from typing import Any, Concatenate
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse
 
 from everifin_django.testing.sandbox import data
-from everifin_django.testing.sandbox.grants import read_access_token
+from everifin_django.testing.sandbox.api import (
+    PAGING,
+    Query,
+    Refusal,
+    Row,
+    accounts_of,
+    for_user,
+    no_such_entity,
+    read_query,
+    reply_list,
+    reply_one,
+    wrong,
+)
 from everifin_django.testing.sandbox.state import State
 from everifin_django.testing.sandbox.store import User
 
-Row = Mapping[str, Any]
-Query = Mapping[str, str]
-
-DEFAULT_PAGE_SIZE = 50
-MAX_PAGE_SIZE = 100
 REFRESH_SECONDS = 5
-
-
-# Errors
-
-
-@dataclass(eq=False)
-class Refusal(Exception):  # noqa: N818 - the API's word for what the caller gets
-    """The call is answered with an error in the API's envelope."""
-
-    status: int
-    code: str
-    title: str
-    detail: str | Mapping[str, Any] | None = None
-
-    def response(self) -> JsonResponse:
-        error: dict[str, Any] = {"code": self.code, "title": self.title}
-        if self.detail is not None:
-            error["detail"] = self.detail
-        return JsonResponse({"meta": {"status": "ERROR"}, "errors": [error]}, status=self.status)
-
-
-def not_found(path: str) -> Refusal:
-    return Refusal(404, "NOT_FOUND", "URL not found", f"Invalid URL path: {path}")
-
-
-def _no_such_entity() -> Refusal:
-    return Refusal(404, "DATA_NOT_FOUND", "Requested entity was not found.")
-
-
-def _wrong(rule: str, field: str, args: Mapping[str, Any] | None = None) -> Refusal:
-    detail = {"rule": rule, "field": field, "message": f"{rule} validation failed on {field}"}
-    title = "Invalid body / headers / query"
-    return Refusal(422, "REQUEST_VALIDATION_ERROR", title, {**detail, "args": args or {}})
-
-
-def _not_allowed(field: str) -> Refusal:
-    detail = f'"{field}" is not allowed'
-    return Refusal(422, "REQUEST_VALIDATION_ERROR", "Invalid Query Parameter", detail)
-
-
-# Who calls
-
-UserView = Callable[Concatenate[State, HttpRequest, User, ...], HttpResponse]
-
-
-def for_user(
-    *, scope: str | None
-) -> Callable[[UserView], Callable[Concatenate[State, HttpRequest, ...], HttpResponse]]:
-    """Call the view with the user the bearer token stands for; without one, refuse."""
-
-    def decorate(
-        view: UserView,
-    ) -> Callable[Concatenate[State, HttpRequest, ...], HttpResponse]:
-        @wraps(view)
-        def wrapper(state: State, request: HttpRequest, **kwargs: Any) -> HttpResponse:
-            try:
-                return view(state, request, _user(state, request, scope), **kwargs)
-            except Refusal as refusal:
-                return refusal.response()
-
-        return wrapper
-
-    return decorate
-
-
-def _user(state: State, request: HttpRequest, scope: str | None) -> User:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise Refusal(401, "INVALID_AUTH_HEADER", "Invalid authorization header.")
-    claims = read_access_token(state, token.strip())
-    user = state.store.user(sub=str(claims.get("sub"))) if claims else None
-    if claims is None or user is None:
-        raise Refusal(401, "INVALID_ACCESS_TOKEN", "Invalid access token.")
-    if scope is not None and scope not in str(claims.get("scope")).split():
-        raise Refusal(403, "INVALID_SCOPE", "The access token does not cover this endpoint.")
-    return user
 
 
 # Views
@@ -111,37 +37,37 @@ def _user(state: State, request: HttpRequest, scope: str | None) -> User:
 
 @for_user(scope="ais")
 def accounts(state: State, request: HttpRequest, user: User) -> HttpResponse:
-    query = _query(request, allowed=PAGING)
+    query = read_query(request, allowed=PAGING)
     today = state.today()
-    rows = [data.account_as_json(account, today) for account in _accounts(state, user)]
-    return _list(query, rows, sortable=("id", "name", "createdAt", "lastUpdated"))
+    rows = [data.account_as_json(account, today) for account in accounts_of(state, user)]
+    return reply_list(query, rows, sortable=("id", "name", "createdAt", "lastUpdated"))
 
 
 @for_user(scope="ais")
 def account(state: State, request: HttpRequest, user: User, account_id: str) -> HttpResponse:
-    _query(request, allowed=())
-    return _one(data.account_as_json(_account(state, user, account_id), state.today()))
+    read_query(request, allowed=())
+    return reply_one(data.account_as_json(_account(state, user, account_id), state.today()))
 
 
 @for_user(scope="ais")
 def transactions(state: State, request: HttpRequest, user: User, account_id: str) -> HttpResponse:
-    query = _query(request, allowed=(*PAGING, *FILTERS, "direction"))
+    query = read_query(request, allowed=(*PAGING, *FILTERS, "direction"))
     wanted = _filters(query)
     rows = data.transactions(_account(state, user, account_id), state.today())
     rows = tuple(row for row in rows if all(test(row) for test in wanted))
     sortable = ("id", "amount", "bookingDate", "valueDate", "createdAt", "lastUpdated")
-    return _list(query, rows, sortable=sortable)
+    return reply_list(query, rows, sortable=sortable)
 
 
 @for_user(scope="ais")
 def transaction(
     state: State, request: HttpRequest, user: User, account_id: str, transaction_id: str
 ) -> HttpResponse:
-    _query(request, allowed=())
+    read_query(request, allowed=())
     for row in data.transactions(_account(state, user, account_id), state.today()):
         if row["id"] == transaction_id:
-            return _one(row)
-    raise _no_such_entity()
+            return reply_one(row)
+    raise no_such_entity()
 
 
 @for_user(scope="ais")
@@ -158,27 +84,21 @@ def refresh(state: State, request: HttpRequest, user: User) -> HttpResponse:
 
 @for_user(scope=None)
 def banks(state: State, request: HttpRequest, user: User) -> HttpResponse:
-    query = _query(request, allowed=(*PAGING, "countryCode"))
+    query = read_query(request, allowed=(*PAGING, "countryCode"))
     country = query.get("countryCode", data.COUNTRY)
     rows = [bank.as_json() for bank in data.BANKS if country == data.COUNTRY]
-    return _list(query, rows, sortable=("id", "name"))
-
-
-def _accounts(state: State, user: User) -> tuple[data.Account, ...]:
-    connected_on = data.connection_day(state.opened_on)
-    return data.accounts(user.sub, user.username, user.name, connected_on)
+    return reply_list(query, rows, sortable=("id", "name"))
 
 
 def _account(state: State, user: User, account_id: str) -> data.Account:
-    for account in _accounts(state, user):
+    for account in accounts_of(state, user):
         if account.id == account_id:
             return account
-    raise _no_such_entity()
+    raise no_such_entity()
 
 
 # Filters
 
-PAGING = ("page", "countPerPage", "sort")
 FILTERS = {
     "updatedFrom": ("lastUpdated", str.__ge__),
     "createdFrom": ("createdAt", str.__ge__),
@@ -189,20 +109,12 @@ FILTERS = {
 }
 
 
-def _query(request: HttpRequest, *, allowed: Sequence[str]) -> Query:
-    query = {name: str(value) for name, value in request.GET.items()}
-    for name in query:
-        if name not in allowed:
-            raise _not_allowed(name)
-    return query
-
-
 def _filters(query: Query) -> list[Callable[[Row], bool]]:
     tests = [_comparison(name, query[name]) for name in FILTERS if name in query]
     if "direction" in query:
         direction, choices = query["direction"], ["IN", "OUT"]
         if direction not in choices:
-            raise _wrong("enum", "direction", {"choices": choices})
+            raise wrong("enum", "direction", {"choices": choices})
         tests.append(lambda row: row["direction"] == direction)
     return tests
 
@@ -213,52 +125,6 @@ def _comparison(name: str, text: str) -> Callable[[Row], bool]:
         moment = datetime.fromisoformat(text)
         bound = data.iso(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
-        raise _wrong("date", name) from None
+        raise wrong("date", name) from None
     # The API writes every time in the same form, so the texts sort as the times do.
     return lambda row: compare(row[field], bound)
-
-
-# Answers
-
-
-def _one(row: Row) -> JsonResponse:
-    return JsonResponse({"meta": {"status": "SUCCESS"}, "data": row})
-
-
-def _list(query: Query, rows: Sequence[Row], *, sortable: Sequence[str]) -> HttpResponse:
-    page = _number(query, "page", default=1, most=1_000_000)
-    size = _number(query, "countPerPage", default=DEFAULT_PAGE_SIZE, most=MAX_PAGE_SIZE)
-    rows = _sorted(query, rows, sortable)
-    last = max(1, math.ceil(len(rows) / size))
-    pagination = {
-        "page": page,
-        "countPerPage": size,
-        "countTotal": len(rows),
-        "first": 1,
-        "last": last,
-        "firstPageUrl": "/?page=1",
-        "lastPageUrl": f"/?page={last}",
-        "nextPageUrl": f"/?page={page + 1}" if page < last else None,
-        "previousPageUrl": f"/?page={page - 1}" if page > 1 else None,
-    }
-    meta = {"status": "SUCCESS", "pagination": pagination}
-    return JsonResponse({"meta": meta, "data": list(rows[(page - 1) * size : page * size])})
-
-
-def _number(query: Query, name: str, *, default: int, most: int) -> int:
-    text = query.get(name, str(default))
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise _wrong("number", name)
-    if not 1 <= int(text) <= most:
-        raise _wrong("range", name, {"start": 1, "stop": most})
-    return int(text)
-
-
-def _sorted(query: Query, rows: Sequence[Row], sortable: Sequence[str]) -> Sequence[Row]:
-    if "sort" not in query:
-        return rows
-    field, _, order = query["sort"].partition(":")
-    if field not in sortable or order not in {"asc", "desc"}:
-        choices = [f"{name}:{order}" for name in sortable for order in ("asc", "desc")]
-        raise _wrong("enum", "sort", {"choices": choices})
-    return sorted(rows, key=lambda row: row[field], reverse=order == "desc")

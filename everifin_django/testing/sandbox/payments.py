@@ -51,17 +51,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.http import HttpRequest, HttpResponse
 
 from everifin_django.testing.sandbox import data
-from everifin_django.testing.sandbox.bank import (
+from everifin_django.testing.sandbox.api import (
     PAGING,
     Refusal,
     Row,
-    _accounts,
-    _list,
-    _no_such_entity,
-    _one,
-    _query,
-    _wrong,
+    accounts_of,
     for_user,
+    no_such_entity,
+    read_query,
+    reply_list,
+    reply_one,
+    wrong,
 )
 from everifin_django.testing.sandbox.pages import message, page, redirect
 from everifin_django.testing.sandbox.state import State
@@ -174,12 +174,12 @@ def _checked(
     found = {name: given[name] for name in rules if given.get(name) not in (None, "")}
     for name in needed:
         if given.get(name) in (None, "", []):
-            raise _wrong("required", prefix + name)
+            raise wrong("required", prefix + name)
     for name, value in found.items():
         if not rules[name].test(value):
-            raise _wrong(rules[name].name, prefix + name, rules[name].args)
+            raise wrong(rules[name].name, prefix + name, rules[name].args)
     if "reference" in found and found.keys() & set(SYMBOLS):
-        raise _wrong("symbolsOrReference", prefix + "reference")
+        raise wrong("symbolsOrReference", prefix + "reference")
     return found
 
 
@@ -187,13 +187,13 @@ def _checked_bulk(sent: Any) -> Document:
     found = _checked(sent, BULK, NEEDED_OF_BULK)
     items = sent["payments"]
     if not isinstance(items, list):
-        raise _wrong("array", "payments")
+        raise wrong("array", "payments")
     found["payments"] = [
         _checked(item, TRANSFER, NEEDED_OF_ITEM, f"payments.{number}.")
         for number, item in enumerate(items)
     ]
     if len({item["currency"] for item in found["payments"]}) > 1:
-        raise _wrong("sameCurrency", "payments")
+        raise wrong("sameCurrency", "payments")
     return found
 
 
@@ -235,9 +235,9 @@ def bulk_payment(state: State, request: HttpRequest, user: User, payment_id: str
 
 
 def _listed(state: State, request: HttpRequest, user: User, kind: str) -> HttpResponse:
-    query = _query(request, allowed=PAGING)
+    query = read_query(request, allowed=PAGING)
     rows = [_as_json(state, user, one) for one in state.store.payments(user.sub, kind)]
-    return _list(query, rows, sortable=("id", "createdAt", "updatedAt"))
+    return reply_list(query, rows, sortable=("id", "createdAt", "updatedAt"))
 
 
 def _create(state: State, user: User, kind: str, sent: Document) -> HttpResponse:
@@ -246,13 +246,13 @@ def _create(state: State, user: User, kind: str, sent: Document) -> HttpResponse
     sender = sent.get("senderIban")
     account = _account_of(state, user, sender) if sender else None
     if sender and account is None:
-        raise _wrong("exists", "senderIban")
+        raise wrong("exists", "senderIban")
     document["flow"] = list(FLOWS[account.plan.bank.id]) if account else ["account"]
     payment_id = state.store.add_payment(user.sub, kind, document)
     if sent.get("recipientIban") == CREATED_500_IBAN:
         raise Refusal(500, "INTERNAL_SERVER_ERROR", "The payment exists all the same.")
     # Documented as a number; the samples have a text.
-    return _one({"id": str(payment_id) if kind == "single" else payment_id})
+    return reply_one({"id": str(payment_id) if kind == "single" else payment_id})
 
 
 def _look_or_process(
@@ -261,10 +261,10 @@ def _look_or_process(
     is_id = payment_id.isascii() and payment_id.isdecimal() and len(payment_id) < 10
     payment = state.store.payment(int(payment_id)) if is_id else None
     if payment is None or (payment.sub, payment.kind) != (user.sub, kind):
-        raise _no_such_entity()
+        raise no_such_entity()
     if request.method == "PATCH":
         return _process(state, request, user, payment)
-    return _one(_as_json(state, user, payment))
+    return reply_one(_as_json(state, user, payment))
 
 
 def _as_json(state: State, user: User, payment: StoredPayment) -> Row:
@@ -300,7 +300,7 @@ def _sender(document: Document) -> str | None:
 
 
 def _account_of(state: State, user: User, iban: Any) -> data.Account | None:
-    return next((one for one in _accounts(state, user) if one.iban == iban), None)
+    return next((one for one in accounts_of(state, user) if one.iban == iban), None)
 
 
 def _now(state: State) -> str:
@@ -320,7 +320,7 @@ def _process(
     """
     for header in SENDER_HEADERS:
         if not request.headers.get(header):
-            raise _wrong("required", header)
+            raise wrong("required", header)
     if payment.document["status"] not in {"CREATED", "PROCESSING"}:
         raise Refusal(400, "NOT_EDITABLE", "The payment can no longer be changed.")
     inputs = _inputs(request)
@@ -337,7 +337,7 @@ def _process(
         raise Refusal(400, "NOT_EDITABLE", "The payment is being processed.")
     if rejected is not None:
         raise rejected
-    return _one(_step(state, user, payment.id, changed))
+    return reply_one(_step(state, user, payment.id, changed))
 
 
 def _end(document: Document) -> Refusal | None:
@@ -376,7 +376,7 @@ def _asked(state: State, user: User, waiting: str) -> Document:
     if waiting == "account":
         options = [
             {"value": one.iban, "label": f"{one.plan.name} {one.iban}"}
-            for one in _accounts(state, user)
+            for one in accounts_of(state, user)
         ]
         label = "Account to pay from"
         return {
@@ -404,7 +404,7 @@ def _asked(state: State, user: User, waiting: str) -> Document:
 def _is_account_chosen(state: State, user: User, document: Document, inputs: Document) -> bool:
     account = _account_of(state, user, _needed(inputs, "account"))
     if account is None:
-        raise _wrong("enum", "account")
+        raise wrong("enum", "account")
     document["chosen"] = account.iban
     document["flow"] = list(FLOWS[account.plan.bank.id])
     return True
@@ -416,7 +416,7 @@ def _is_logged_in(state: State, user: User, document: Document, inputs: Document
 
 def _is_otp_right(state: State, user: User, document: Document, inputs: Document) -> bool:
     if _needed(inputs, "otp") == WRONG_OTP:
-        raise _wrong("otp", "otp")
+        raise wrong("otp", "otp")
     return True
 
 
@@ -427,7 +427,7 @@ def _is_back_from_bank(state: State, user: User, document: Document, inputs: Doc
         return False
     for name, value in decided.items():
         if inputs.get(name) != value:
-            raise _wrong("required", name)
+            raise wrong("required", name)
     return True
 
 
@@ -447,7 +447,7 @@ _DONE: Mapping[str, Callable[[State, User, Document, Document], bool]] = {
 
 def _needed(inputs: Document, name: str) -> str:
     if not inputs.get(name):
-        raise _wrong("required", name)
+        raise wrong("required", name)
     return str(inputs[name])
 
 
@@ -460,7 +460,7 @@ def _inputs(request: HttpRequest) -> Document:
     if method is None:
         return inputs
     if method != ENCRYPTION:
-        raise _wrong("enum", "x-user-data-encryption-method", {"choices": [ENCRYPTION]})
+        raise wrong("enum", "x-user-data-encryption-method", {"choices": [ENCRYPTION]})
     return {n: _decrypted(n, v) if n in TO_ENCRYPT else v for n, v in inputs.items()}
 
 
@@ -469,7 +469,7 @@ def _decrypted(name: str, value: Any) -> str:
     try:
         return _key().decrypt(base64.b64decode(str(value), validate=True), scheme).decode()
     except (ValueError, binascii.Error):
-        raise _wrong("encrypted", name) from None
+        raise wrong("encrypted", name) from None
 
 
 @lru_cache(maxsize=1)
