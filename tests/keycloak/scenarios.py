@@ -28,12 +28,16 @@ AWAY = {"EVERIFIN_SCOPES": "openid ais offline_access"}
 NO_RETURN = {"EVERIFIN_POST_LOGOUT_REDIRECT_URI": ""}
 
 
+Play = Callable[[Tour], str]
+"""Does it, and returns what was observed."""
+
+
 class Scenario(NamedTuple):
     """*settings* are those of the site, beside what it needs for the provider."""
 
     title: str
     expected: str
-    play: Callable[[Tour], str]
+    play: Play
     settings: Mapping[str, str]
 
     @property
@@ -44,11 +48,12 @@ class Scenario(NamedTuple):
 SCENARIOS: list[Scenario] = []
 
 
-def scenario(title: str, expected: str, **settings: str) -> Callable[[Callable[[Tour], str]], None]:
-    def keep(play: Callable[[Tour], str]) -> None:
+def scenario(title: str, expected: str, **settings: str) -> Callable[[Play], Play]:
+    def add(play: Play) -> Play:
         SCENARIOS.append(Scenario(title, expected, play, settings))
+        return play
 
-    return keep
+    return add
 
 
 def observe(scenario: Scenario, sites: Sites) -> str:
