@@ -111,19 +111,23 @@ def pretend_everifin() -> Iterator[Everifin]:
 
     Its addresses and client are those of the site's settings when the block begins.
     """
-    everifin = Everifin(
-        idp_url=conf.idp_url,
-        api_url=conf.api_url,
-        realm=conf.realm,
-        client_id=conf.client_id,
-        client_secret=conf.client_secret,
-        redirect_uris=callbacks(),
-    )
+    everifin = Everifin(**as_in_settings(), redirect_uris=callbacks())
     forget_signing_keys()
     client_pause.end()
     with mount(everifin):
         yield everifin
     forget_signing_keys()
+
+
+def as_in_settings() -> dict[str, Any]:
+    """The addresses and the client of the site's settings, as a sandbox takes them."""
+    return {
+        "idp_url": conf.idp_url,
+        "api_url": conf.api_url,
+        "realm": conf.realm,
+        "client_id": conf.client_id,
+        "client_secret": conf.client_secret,
+    }
 
 
 def callbacks() -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from django.test import override_settings
 
-from everifin_django.conf import conf
 from everifin_django.identity import forget_signing_keys
 from everifin_django.refresh import client_pause
 from everifin_django.testing.adapter import mount
+from everifin_django.testing.everifin import as_in_settings
 from tests.certification.beside import BESIDE
 from tests.certification.cases import DOES_NOT_APPLY, Case
 from tests.certification.parties import NO_SUCH_FEATURE, OURS, PARTIES, PLAIN, Party, Visit
@@ -83,14 +83,7 @@ class Sums(NamedTuple):
 
 def observe(case: Case, party: Party) -> str:
     """Play *case* with *party*, at a provider of its own, and return what was observed."""
-    provider = Provider(
-        idp_url=conf.idp_url,
-        api_url=conf.api_url,
-        realm=conf.realm,
-        client_id=conf.client_id,
-        client_secret=conf.client_secret,
-        redirect_uris=REDIRECT_URIS,
-    )
+    provider = Provider(**as_in_settings(), redirect_uris=REDIRECT_URIS)
     settings = {**party.settings(provider), **case.settings.get(party.name, {})}
     forget_signing_keys()
     client_pause.end()

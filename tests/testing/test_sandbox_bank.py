@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import jwt
@@ -15,18 +14,6 @@ from everifin_django.testing.sandbox.data import iban
 from tests.testing import NOON, Clock, Site
 
 DAY = 86_400
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def site(clock: Clock) -> Iterator[Site]:
-    sandbox = Sandbox(idp_url="https://idp.test", api_url="https://api.test", clock=clock)
-    with mount(sandbox):
-        yield Site(sandbox)
 
 
 @pytest.fixture

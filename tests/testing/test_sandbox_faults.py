@@ -2,25 +2,16 @@
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 import requests
 
-from everifin_django.testing.adapter import mount
-from everifin_django.testing.sandbox import Fault, RecordedRefresh, Sandbox
+from everifin_django.testing.sandbox import Fault, RecordedRefresh
 from everifin_django.testing.sandbox.faults import PLACES
 from example_project.browser import Browser
-from tests.testing import Clock, Site
+from tests.testing import Site
 
 ACCOUNTS = "/v1/bank-accounts"
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    sandbox = Sandbox(idp_url="https://idp.test", api_url="https://api.test", clock=Clock())
-    with mount(sandbox):
-        yield Site(sandbox)
 
 
 @pytest.fixture

@@ -21,11 +21,6 @@ CHALLENGE = base64.urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest())
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def make_site(clock: Clock) -> Iterator:
     """Give a function that mounts one sandbox with the options asked for."""
     mounted = []

@@ -1,16 +1,15 @@
 """The sandbox's payments and its bank page, entered through requests."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import requests
 
-from everifin_django.testing.adapter import mount
 from everifin_django.testing.sandbox import Sandbox
 from everifin_django.testing.sandbox import payments as box
 from everifin_django.testing.sandbox.data import iban
-from tests.testing import Clock, Form, Site, query
+from tests.testing import Form, Site, query
 
 IBAN = iban("SK", "9991", 7)
 BACK = "https://shop.test/back"
@@ -19,13 +18,6 @@ SINGLE = {"amount": 12.3, "currency": "EUR", "recipientIban": IBAN, "redirectUrl
 ITEM = {"amount": 5, "currency": "EUR", "recipientIban": IBAN, "recipientName": "Anna"}
 
 Call = Callable[..., requests.Response]
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    sandbox = Sandbox(idp_url="https://idp.test", api_url="https://api.test", clock=Clock())
-    with mount(sandbox):
-        yield Site(sandbox)
 
 
 @pytest.fixture
