@@ -108,6 +108,13 @@ class EndUser:
             raise ValueError("The end user's user_agent is not printable ASCII.")
 
 
+class Paging(TypedDict, total=False):
+    """How a list is read, for the awaitable twins."""
+
+    page_size: int | None
+    sort: str | None
+
+
 class TransactionFilters(TypedDict, total=False):
     """The filters of ``Client.transactions``, for its awaitable twin."""
 
@@ -119,6 +126,7 @@ class TransactionFilters(TypedDict, total=False):
     value_date_to: date | str | None
     direction: bank.Direction | str | None
     page_size: int
+    sort: str | None
 
 
 class StepAnswer(TypedDict, total=False):
@@ -223,14 +231,18 @@ class Client:
         self._source = source
         self._end_user = end_user or EndUser()
 
-    def accounts(self, *, page_size: int | None = None) -> Iterator[bank.Account]:
+    def accounts(
+        self, *, page_size: int | None = None, sort: str | None = None
+    ) -> Iterator[bank.Account]:
         """
         Iterate over the user's bank accounts. One request a page.
 
-        Shape: ``bank.Account``. Source: Everifin documents the list; its path and *page_size*,
-        which is not sent unless you give it, are inferred.
+        Shape: ``bank.Account``; *sort* is ``"name:asc"`` or ``"name:desc"``, with Everifin's name
+        of a field. Source: Everifin documents the list; its path, *page_size* and *sort*, which are
+        not sent unless you give them, are inferred.
         """
-        return self._list(bank.account_reader(), conf.api_paths["accounts"], _paging(page_size))
+        paging = _paging(page_size, sort)
+        return self._list(bank.account_reader(), conf.api_paths["accounts"], paging)
 
     def account(self, account_id: str) -> bank.Account:
         """
@@ -261,6 +273,7 @@ class Client:
         value_date_to: date | str | None = None,
         direction: bank.Direction | str | None = None,
         page_size: int = PAGE_SIZE,
+        sort: str | None = None,
     ) -> Iterator[bank.Transaction]:
         """
         Iterate over an account's transactions that match all filters. One request a page.
@@ -269,8 +282,8 @@ class Client:
         from midnight UTC; texts are ISO 8601.
         Errors: NotFoundError; InvalidRequestError names the filter Everifin refused, or the text
         that is no date, before anything is sent.
-        Source: Everifin documents the four ``_from`` filters; the ``_to`` ones, *direction* and
-        paging are inferred.
+        Source: Everifin documents the four ``_from`` filters; the ``_to`` ones, *direction*, paging
+        and *sort* are inferred.
         """
         names = conf.api_fields["query"]
         moments = {
@@ -289,7 +302,7 @@ class Client:
         if direction is not None:
             params[names["direction"]] = str(direction)
         path = _path("transactions", account_id=account_id)
-        return self._list(bank.transaction_reader(), path, {**params, **_paging(page_size)})
+        return self._list(bank.transaction_reader(), path, {**params, **_paging(page_size, sort)})
 
     def transaction(self, account_id: str, transaction_id: str) -> bank.Transaction:
         """Return one transaction. Errors: NotFoundError."""
@@ -339,11 +352,14 @@ class Client:
         """
         self.request("POST", conf.api_paths["refresh"])
 
-    def banks(self, *, page_size: int | None = None) -> Iterator[bank.Bank]:
+    def banks(
+        self, *, page_size: int | None = None, sort: str | None = None
+    ) -> Iterator[bank.Bank]:
         """
         Iterate over the banks a user can connect. One request a page. Source: the path is inferred.
         """
-        return self._list(bank.bank_reader(), conf.api_paths["banks"], _paging(page_size))
+        paging = _paging(page_size, sort)
+        return self._list(bank.bank_reader(), conf.api_paths["banks"], paging)
 
     def create_payment(self, payment: pay.SinglePayment) -> str:
         """
@@ -402,13 +418,19 @@ class Client:
         """Return one bulk payment. Errors: NotFoundError."""
         return self._one(pay.bulk_payment_reader(), _path("bulk_payment", payment_id=payment_id))
 
-    def payments(self) -> Iterator[pay.PaymentDetail]:
+    def payments(
+        self, *, page_size: int | None = None, sort: str | None = None
+    ) -> Iterator[pay.PaymentDetail]:
         """Iterate over the user's single payments. One request a page. The path is inferred."""
-        return self._list(pay.payment_reader(), conf.api_paths["payments"], {})
+        paging = _paging(page_size, sort)
+        return self._list(pay.payment_reader(), conf.api_paths["payments"], paging)
 
-    def bulk_payments(self) -> Iterator[pay.BulkPaymentDetail]:
+    def bulk_payments(
+        self, *, page_size: int | None = None, sort: str | None = None
+    ) -> Iterator[pay.BulkPaymentDetail]:
         """Iterate over the user's bulk payments. One request a page."""
-        return self._list(pay.bulk_payment_reader(), conf.api_paths["bulk_payments"], {})
+        paging = _paging(page_size, sort)
+        return self._list(pay.bulk_payment_reader(), conf.api_paths["bulk_payments"], paging)
 
     def find_payment(self, external_id: str) -> pay.PaymentDetail | None:
         """
@@ -444,8 +466,8 @@ class Client:
             raise envelope
         return envelope
 
-    async def aaccounts(self, *, page_size: int | None = None) -> AsyncIterator[bank.Account]:
-        async for account in _in_thread(self.accounts(page_size=page_size)):
+    async def aaccounts(self, **paging: Unpack[Paging]) -> AsyncIterator[bank.Account]:
+        async for account in _in_thread(self.accounts(**paging)):
             yield account
 
     async def aaccount(self, account_id: str) -> bank.Account:
@@ -472,8 +494,8 @@ class Client:
     async def arefresh_transactions(self) -> None:
         await sync_to_async(self.refresh_transactions)()
 
-    async def abanks(self, *, page_size: int | None = None) -> AsyncIterator[bank.Bank]:
-        async for one in _in_thread(self.banks(page_size=page_size)):
+    async def abanks(self, **paging: Unpack[Paging]) -> AsyncIterator[bank.Bank]:
+        async for one in _in_thread(self.banks(**paging)):
             yield one
 
     async def acreate_payment(self, payment: pay.SinglePayment) -> str:
@@ -508,12 +530,14 @@ class Client:
     async def abulk_payment(self, payment_id: str) -> pay.BulkPaymentDetail:
         return await sync_to_async(self.bulk_payment)(payment_id)
 
-    async def apayments(self) -> AsyncIterator[pay.PaymentDetail]:
-        async for payment in _in_thread(self.payments()):
+    async def apayments(self, **paging: Unpack[Paging]) -> AsyncIterator[pay.PaymentDetail]:
+        async for payment in _in_thread(self.payments(**paging)):
             yield payment
 
-    async def abulk_payments(self) -> AsyncIterator[pay.BulkPaymentDetail]:
-        async for payment in _in_thread(self.bulk_payments()):
+    async def abulk_payments(
+        self, **paging: Unpack[Paging]
+    ) -> AsyncIterator[pay.BulkPaymentDetail]:
+        async for payment in _in_thread(self.bulk_payments(**paging)):
             yield payment
 
     async def afind_payment(self, external_id: str) -> pay.PaymentDetail | None:
@@ -702,12 +726,12 @@ def _path(name: str, **ids: str) -> str:
     return template.format(**{key: quote(text, safe="") for key, text in texts.items()})
 
 
-def _paging(page_size: int | None) -> dict[str, str]:
-    if page_size is None:
-        return {}
-    if page_size < 1:
+def _paging(page_size: int | None, sort: str | None) -> dict[str, str]:
+    if page_size is not None and page_size < 1:
         raise ValueError("A page has at least one row.")
-    return {conf.api_fields["query"]["page_size"]: str(page_size)}
+    names = conf.api_fields["query"]
+    given = {names["page_size"]: page_size, names["sort"]: sort}
+    return {name: str(value) for name, value in given.items() if value is not None}
 
 
 def _moment(name: str, value: date | str | None) -> datetime | None:

@@ -126,6 +126,7 @@ DEFAULT_API_FIELDS: Mapping[str, Mapping[str, str]] = {
         "direction": "direction",
         "page": "page",
         "page_size": "countPerPage",
+        "sort": "sort",
     },
     "pagination": {
         "last": "last",

@@ -141,9 +141,18 @@ class TestReading:
         next(client.banks(page_size=7))
         assert everifin.last_request["api.banks"].query == {"countPerPage": "7", "page": "1"}
 
+    def test_the_order_can_be_chosen(self, client, account_id):
+        names = [one.name for one in client.accounts(sort="name:desc")]
+        assert names == sorted(names, reverse=True) != sorted(names)
+        amounts = [row.amount for row in client.transactions(account_id, sort="amount:asc")]
+        assert amounts == sorted(amounts)
+        error = refused(lambda: list(client.banks(sort="colour:asc")), InvalidRequestError)
+        assert error.field == "sort"
+
     @pytest.mark.parametrize("size", [0, -1])
     def test_a_page_has_at_least_one_row(self, client, account_id, size):
-        for call in (client.accounts, client.banks, partial(client.transactions, account_id)):
+        lists = (client.accounts, client.banks, client.payments, client.bulk_payments)
+        for call in (*lists, partial(client.transactions, account_id)):
             with pytest.raises(ValueError, match="at least one row"):
                 call(page_size=size)
 

@@ -454,8 +454,8 @@ class TestPaying:
             assert (step.type, bulk_step.type) == (StepType.PUSH, StepType.PUSH)
             assert (await client.apayment(one_id)).id == one_id
             assert (await client.abulk_payment(many_id)).id == many_id
-            assert [one.id async for one in client.apayments()] == [one_id]
-            assert [one.id async for one in client.abulk_payments()] == [many_id]
+            assert [one.id async for one in client.apayments(page_size=1)] == [one_id]
+            assert [one.id async for one in client.abulk_payments(sort="id:asc")] == [many_id]
             found = await client.afind_payment(str(sent.external_id))
             many_found = await client.afind_bulk_payment(str(many.external_id))
             assert (found and found.id, many_found and many_found.id) == (one_id, many_id)
