@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -60,7 +60,15 @@ ENCRYPTION = "RSAES-OAEP/SHA-256"
 Inputs: TypeAlias = Mapping[str, str | Secret]
 
 
-class PaymentStatus(StrEnum):
+class _Tolerant(StrEnum):
+    """Words of Everifin's, of which there may be more one day: those are UNKNOWN."""
+
+    @classmethod
+    def _missing_(cls, _: object) -> Self:
+        return cls["UNKNOWN"]
+
+
+class PaymentStatus(_Tolerant):
     """
     How a payment is. A status this app does not know is UNKNOWN; ``raw`` has its name.
 
@@ -76,10 +84,6 @@ class PaymentStatus(StrEnum):
     PAID = "PAID"
     FAILED = "FAILED"
     UNKNOWN = "UNKNOWN"
-
-    @classmethod
-    def _missing_(cls, _: object) -> PaymentStatus:
-        return cls.UNKNOWN
 
     @property
     def is_final(self) -> bool:
@@ -102,7 +106,7 @@ _FINAL = frozenset(
 )
 
 
-class StepType(StrEnum):
+class StepType(_Tolerant):
     """What has to happen next (documented). One this app does not know is UNKNOWN."""
 
     REDIRECT = "REDIRECT"
@@ -111,12 +115,8 @@ class StepType(StrEnum):
     PUSH = "PUSH"
     UNKNOWN = "UNKNOWN"
 
-    @classmethod
-    def _missing_(cls, _: object) -> StepType:
-        return cls.UNKNOWN
 
-
-class InputType(StrEnum):
+class InputType(_Tolerant):
     """
     Which kind of field to show; one that is UNKNOWN as a text. Source: SELECT and IMAGE are
     documented, TEXT and PASSWORD inferred.
@@ -127,10 +127,6 @@ class InputType(StrEnum):
     SELECT = "SELECT"
     IMAGE = "IMAGE"
     UNKNOWN = "UNKNOWN"
-
-    @classmethod
-    def _missing_(cls, _: object) -> InputType:
-        return cls.UNKNOWN
 
 
 # What is sent
