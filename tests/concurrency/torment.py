@@ -15,7 +15,7 @@ from everifin_django.testing.sandbox.server import serve
 from tests.concurrency.torture import Torture, Weather, faults
 from tests.concurrency.torture_books import STEPS, Books
 from tests.concurrency.torture_users import Users
-from tests.concurrency.torture_worker import DEADLINE_SECONDS, LEASE_SECONDS
+from tests.concurrency.torture_worker import DEADLINE_SECONDS, MORE_LEASE_SECONDS
 
 USERS = 24
 DEFAULT_SECONDS = 10
@@ -28,6 +28,8 @@ def torture(
     settings: Any,
     directory: Path,
     more_settings: Mapping[str, Any] | None = None,
+    *,
+    deadline_seconds: float = DEADLINE_SECONDS,
 ) -> Books:
     """
     Torture a site for TORTURE_SECONDS, drawing by TORTURE_SEED, and print what was seen.
@@ -37,13 +39,17 @@ def torture(
     seconds = float(os.environ.get("TORTURE_SECONDS", DEFAULT_SECONDS))
     seed = int(os.environ.get("TORTURE_SEED", random.randrange(2**32)))
     print(f"\ntorture: {seconds:g} seconds, --seed {seed}")
-    books = Books(directory / "journal", LEASE_SECONDS, DEADLINE_SECONDS)
+    books = Books(directory / "journal", deadline_seconds + MORE_LEASE_SECONDS, deadline_seconds)
     weather = Weather(random.Random(seed), faults())
     everifin.faults = weather  # type: ignore[assignment]  # stands for them
     everifin.on_refresh = books.records.append
     with serve(everifin) as server, (directory / "log").open("wb") as log:
-        at_everifin = {"EVERIFIN_IDP_URL": server.url, "EVERIFIN_API_URL": server.url}
-        at_everifin |= more_settings or {}
+        at_everifin = {
+            "EVERIFIN_IDP_URL": server.url,
+            "EVERIFIN_API_URL": server.url,
+            "EVERIFIN_DEADLINE_SECONDS": deadline_seconds,
+            **(more_settings or {}),
+        }
         for name, value in at_everifin.items():
             setattr(settings, name, value)
         users = make_users(everifin, USERS)

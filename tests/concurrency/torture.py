@@ -40,8 +40,10 @@ PROCESSES = 4
 THREADS = 8
 START_SECONDS = 60
 CALM_SECONDS = 60
-SETTLE_SECONDS = 7
-"""Until the latest answer is out and no token is used any more that is from before the calm."""
+SETTLE_SECONDS = 4
+"""
+From the deadline of the latest answer until no token is used any more that is from before the calm.
+"""
 STOP_SECONDS = 30
 POLL_SECONDS = 0.1
 KILL_EVERY_SECONDS = (8, 15)
@@ -210,7 +212,7 @@ class Torture:
             self.weather.is_calm = True
             self.crew.say_calm()
             calm_at = time.monotonic()
-            settled_at = calm_at + SETTLE_SECONDS
+            settled_at = calm_at + self.books.deadline_seconds + SETTLE_SECONDS
             self._wait(
                 CALM_SECONDS, lambda: self._all_served_since(settled_at), "to serve all again"
             )
