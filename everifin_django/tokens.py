@@ -65,14 +65,12 @@ def keep(user: Any, tokens: TokenSet, identity: Identity | None) -> BankToken:
     Store a new grant as the user's connection, and return it.
 
     A grant that it replaces goes to the outbox, unless both may share one session at Everifin,
-    where ending the old would end the new. Some four queries.
+    where ending the old would end the new. Some three queries.
 
     Errors: IdentityTakenError if *identity* is connected to another user; nothing is stored then.
     """
     for tries_left in reversed(range(KEEP_TRIES)):
-        if identity is not None and is_taken(identity, user):
-            raise IdentityTakenError
-        row = BankToken.objects.using(_alias()).filter(user=user).first()
+        row = _connection_of(user, identity)
         try:
             with transaction.atomic(using=_alias()):
                 kept = _keep(user, row or BankToken(user=user), tokens, identity)
@@ -88,11 +86,6 @@ def keep(user: Any, tokens: TokenSet, identity: Identity | None) -> BankToken:
     logger.info("Connection %s was stored.", kept.pk)
     _announce(everifin_connected, user, kept, scope=kept.scope)
     return kept
-
-
-def is_taken(identity: Identity, user: Any) -> bool:
-    """Is *identity* connected to a user other than *user*? One query."""
-    return BankToken.objects.using(_alias()).for_identity(identity).exclude(user=user).exists()
 
 
 def forget(user: Any, reason: str = "disconnected") -> bool:
@@ -267,6 +260,21 @@ def _announce(signal: Signal, user: Any, row: BankToken, **more: Any) -> None:
         signal.send_robust(sender=BankToken, user=user, connection_id=row.pk, **more)
 
     transaction.on_commit(send, using=_alias(), robust=True)
+
+
+def _connection_of(user: Any, identity: Identity | None) -> BankToken | None:
+    """
+    The user's connection, None if there is none. One query.
+
+    Errors: IdentityTakenError if *identity* is connected to another user.
+    """
+    rows = BankToken.objects.using(_alias()).filter(user=user)
+    if identity is not None:
+        rows |= BankToken.objects.using(_alias()).for_identity(identity)
+    found = {row.user_id: row for row in rows}
+    if found.keys() - {user.pk}:
+        raise IdentityTakenError
+    return found.get(user.pk)
 
 
 def _keep(

@@ -53,7 +53,7 @@ class Everifin(Sandbox):
         Return the connection that *user* of the site has from now on, to *username* at Everifin.
 
         The short cut past the site's views: a grant of this sandbox is stored as they store one. No
-        request, no call that counts, some four queries. *scope* defaults to that of the settings.
+        request, no call that counts, some three queries. *scope* defaults to that of the settings.
         """
         answer = self.grant(username, scope=scope or conf.scopes)
         granted = oauth.read_tokens(answer, timezone.now())
