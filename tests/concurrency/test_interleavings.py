@@ -188,6 +188,10 @@ def _choices(roles: Roles) -> Iterator[Troubles]:
             yield troubles
 
 
+def _names(roles: Roles) -> str:
+    return "-".join(role.__name__ for role in roles)
+
+
 CASTS: list[Roles] = [
     (Refreshing, Refreshing),
     (Refreshing, Disconnecting),
@@ -208,14 +212,14 @@ CASTS: list[Roles] = [
 
 
 @pytest.mark.parametrize("rotation", ["strict", "default"])
-def test_no_order_of_turns_breaks_the_protocol(everifin, rotation):
+@pytest.mark.parametrize("roles", CASTS, ids=_names)
+def test_no_order_of_turns_breaks_the_protocol(everifin, roles, rotation):
     with a_world(everifin, rotation) as world:
         exploration = Exploration(world)
-        for roles in CASTS:
-            for troubles in _choices(roles):
-                with _named(exploration, roles, troubles):
-                    orders = exploration.count(exploration.beginning(roles, troubles))
-                    assert orders == _count(roles)
+        for troubles in _choices(roles):
+            with _named(exploration, roles, troubles):
+                orders = exploration.count(exploration.beginning(roles, troubles))
+                assert orders == _count(roles)
 
 
 @contextmanager
@@ -224,8 +228,9 @@ def _named(exploration: Exploration, roles: Roles, troubles: Troubles) -> Iterat
     try:
         yield
     except Exception as error:
-        names = "-".join(role.__name__ for role in roles)
-        error.add_note(f"After the turns {tuple(exploration.trace)} of {names} with {troubles}.")
+        error.add_note(
+            f"After the turns {tuple(exploration.trace)} of {_names(roles)} with {troubles}."
+        )
         raise
 
 
