@@ -83,6 +83,13 @@ class AtKeycloak:
         told = {"backchannel.logout.url": f"{url}/everifin/backchannel-logout/"}
         self.realm.set_client(attributes=told)
 
+    def leave(self) -> None:
+        self.tell_nobody()
+        self.realm.set_client(
+            secret=self.party.client_secret, redirectUris=self.realm.client["redirectUris"]
+        )
+        self.party.switches.reset()
+
     def tell_nobody(self) -> None:
         self.realm.set_client(attributes={"backchannel.logout.url": ""})
 
@@ -170,8 +177,13 @@ def is_offline(session: Session) -> bool:
 
 @contextmanager
 def at_keycloak(realm: Realm) -> Iterator[Provider]:
+    """Give the provider that *realm* is, and leave the realm as it was."""
     with serve(Bank(realm)) as bank:
-        yield AtKeycloak(realm, bank.url)
+        provider = AtKeycloak(realm, bank.url)
+        try:
+            yield provider
+        finally:
+            provider.leave()
 
 
 @contextmanager
