@@ -32,7 +32,7 @@ import requests
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from everifin_django.client import Client
+    from everifin_django.bank.client import Client
 
 ROUNDS, CALLS = 41, 50
 PAGE_ROWS = 50
@@ -69,7 +69,7 @@ ACCOUNT = {
 class Token:
     """Lends the same token for ever."""
 
-    def lend(self) -> Any:
+    def get(self) -> Any:
         from everifin_django.secret import Secret
 
         return Secret("benchmark")
@@ -96,7 +96,7 @@ def main() -> None:
 def measure(url: str, rows: int) -> None:
     from django.test import override_settings
 
-    from everifin_django.client import Client, EndUser
+    from everifin_django.bank.client import Client, EndUser
 
     with override_settings(EVERIFIN_API_URL=url):
         # The memory first: what the others leave behind would hide it.
@@ -149,15 +149,15 @@ def measure_decoding() -> None:
     From the bytes of a page to its rows, as the client does it, and from what JSON says to its rows
     alone. Pages in turn, whose rows differ, so that nothing is found ready from the round before.
     """
-    from everifin_django import bank
-    from everifin_django.client import _envelope, _page
-    from everifin_django.transport import Answer, strict_json
+    from everifin_django.bank import accounts
+    from everifin_django.bank.client import _envelope, _page
+    from everifin_django.http.client import Answer, strict_json
 
     starts = range(0, CALLS * PAGE_ROWS, PAGE_ROWS)
     texts = [_text([row(start + place) for place in range(PAGE_ROWS)]) for start in starts]
     answers = [Answer("GET", "/", 200, {}, text) for text in texts]
     decoded = [strict_json(text)["data"] for text in texts]
-    read = bank.transaction_reader()
+    read = accounts.transaction_reader()
     envelope: Callable[[Answer], Any] = _envelope
     ways: dict[str, Callable[[], Any]] = {
         "json": lambda: [json.loads(text) for text in texts],

@@ -56,8 +56,8 @@ def load() -> str:
 def measure_fixtures() -> None:
     from django.db import transaction
 
+    from everifin_django.connections.grants import everifin_for
     from everifin_django.testing.everifin import pretend_everifin
-    from everifin_django.tokens import everifin_for
 
     def everifin_user() -> None:
         with pretend_everifin() as everifin:

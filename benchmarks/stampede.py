@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import django
 
-from tests.servers import DATABASES
+from tests.support.servers import DATABASES
 
 if TYPE_CHECKING:
     from everifin_django.testing.sandbox import Sandbox
@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     with DATABASES[options.database]() as url, empty_database(url):
         print(f"{options.database}, {options.rounds} rounds, {PROCESSES * THREADS} at once")
-        is_good = [measure(action, options.rounds) for action in ("page", "lend")]
+        is_good = [measure(action, options.rounds) for action in ("page", "get_token")]
         is_good.append(measure_outage(options.outage))
     sys.exit(0 if all(is_good) else 1)
 
@@ -96,8 +96,8 @@ def percentile(seconds: list[float], share: float) -> float:
 
 def measure(action: str, rounds: int) -> bool:
     """Print how long *action* takes with a token in each state; return whether the counts hold."""
-    from everifin_django.refresh import POLL_SECONDS
-    from tests.concurrency.stampede import herd
+    from everifin_django.connections.refresh import POLL_SECONDS
+    from tests.protocol.stampede import herd
 
     figures = {state: Figures() for state in STATES}
     with connected_at_everifin() as (everifin, user, session_key, settings):
@@ -139,7 +139,7 @@ def measure(action: str, rounds: int) -> bool:
 
 def charge_in(state: str, charge: Callable[[], Any], everifin: Sandbox, user: Any) -> Any:
     """Let all begin at once, "being refreshed" while another refresh waits for its answer."""
-    from everifin_django.tokens import lend
+    from everifin_django.connections.grants import get_access_token
 
     if "being refreshed" not in state:
         return charge()
@@ -151,7 +151,7 @@ def charge_in(state: str, charge: Callable[[], Any], everifin: Sandbox, user: An
         all_are_served.wait()
 
     everifin.sleep = sleep
-    refresh = threading.Thread(target=in_thread, args=(lambda: lend(user),))
+    refresh = threading.Thread(target=in_thread, args=(lambda: get_access_token(user),))
     refresh.start()
     try:
         begun.wait()
@@ -173,14 +173,14 @@ def in_thread(action: Callable[[], Any]) -> None:
 
 def measure_outage(seconds: float) -> bool:
     """Print how many calls reach an Everifin that is down; return whether the pauses allow them."""
-    from tests.concurrency.hammer import hammer, most_tries, room
+    from tests.protocol.load import generate_load, most_tries, room
 
     with connected_at_everifin() as (everifin, user, _, _):
         everifin.faults.clear()
         everifin.faults.add(REFRESH, status=503)
         let_it_last(0)
         workers = room()
-        outcomes, took_seconds = hammer(user, workers=workers, seconds=seconds)
+        outcomes, took_seconds = generate_load(user, workers=workers, seconds=seconds)
         calls = everifin.calls[REFRESH]
     print(f"\nEverifin answers 503 for {took_seconds:.1f} s: {workers} workers asked for the token")
     print(f"{outcomes.total()} times, {calls} calls came through,", end=" ")
@@ -220,7 +220,7 @@ def let_it_last(seconds: float) -> None:
 
     expires_at = timezone.now() + timedelta(seconds=seconds)
     BankToken.objects.update(
-        asked_at=expires_at - LIFETIME, access_expires_at=expires_at, retry_after=None
+        issued_at=expires_at - LIFETIME, access_expires_at=expires_at, retry_after=None
     )
 
 

@@ -25,8 +25,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # Django's own
 
 @admin.register(BankToken)
 class BankTokenAdmin(ReadOnlyAdmin):
-    list_display = ("user", "health", "scope", "asked_at", "refresh_expires_at", "last_error")
-    list_filter = ("status", "last_error", "asked_at")
+    list_display = ("user", "health", "scope", "issued_at", "refresh_expires_at", "last_error")
+    list_filter = ("status", "last_error", "issued_at")
     list_select_related = ("user",)
     search_help_text = _("Search by user name or connection id.")
     fields = (
@@ -35,7 +35,7 @@ class BankTokenAdmin(ReadOnlyAdmin):
         "health",
         "status",
         "scope",
-        "asked_at",
+        "issued_at",
         "access_expires_at",
         "refresh_expires_at",
         "token_version",
@@ -60,11 +60,11 @@ class BankTokenAdmin(ReadOnlyAdmin):
         permissions=["delete"],
     )
     def disconnect(self, request: HttpRequest, queryset: QuerySet[BankToken]) -> None:
-        from everifin_django import tokens  # the HTTP client loads when it is needed
+        from everifin_django.connections import grants  # the HTTP client loads when it is needed
 
         ended = []
         for connection in queryset.select_related("user"):
-            ended.append(tokens.forget(connection.user, "admin"))
+            ended.append(grants.disconnect(connection.user, "admin"))
             self.log_change(request, connection, gettext("Disconnected."))
         waiting = ended.count(False)
         self.message_user(

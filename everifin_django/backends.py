@@ -26,14 +26,15 @@ from django.utils.module_loading import import_string
 from django.views.decorators.debug import sensitive_variables
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
-from everifin_django import identity, oauth, revocation, tokens
 from everifin_django.conf import conf
-from everifin_django.crypto import active_key
+from everifin_django.connections import grants, revocation
+from everifin_django.encryption import active_key
 from everifin_django.exceptions import APIError, IdentityTakenError, LoginError
-from everifin_django.flows import Flow
-from everifin_django.identity import Claims, Identity
-from everifin_django.oauth import TokenSet
+from everifin_django.oauth import endpoints, id_token
+from everifin_django.oauth.endpoints import TokenSet
+from everifin_django.oauth.id_token import Claims, Identity
 from everifin_django.secret import Secret
+from everifin_django.web.login_flow import Flow
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class EverifinBackend(ModelBackend):
     def __init__(self) -> None:
         self.UserModel = get_user_model()
 
-    def redeem(self, code: Secret, flow: Flow) -> Grant:
+    def exchange_code(self, code: Secret, flow: Flow) -> Grant:
         """
         Return the grant for a login code: tokens, and whose they are.
 
@@ -119,24 +120,24 @@ class EverifinBackend(ModelBackend):
         # The keys prove themselves before the code is spent: a grant that cannot be sealed could
         # not even be ended.
         active_key()
-        granted = oauth.exchange_code(
+        granted = endpoints.exchange_code(
             code, redirect_uri=flow.redirect_uri, code_verifier=flow.verifier
         )
         try:
             if granted.id is None:
                 return Grant(granted, _identity_without_id_token(granted), None)
-            claims = identity.verify_id_token(
+            claims = id_token.verify_id_token(
                 granted.id,
                 nonce=flow.nonce,
                 access_token=granted.access,
                 started_at=flow.started_at,
             )
         except BaseException:
-            revocation.reject(granted, "login_failed")
+            revocation.revoke_unused(granted, "login_failed")
             raise
         claims = HiddenClaims(claims)
-        session_id = granted.session_id or str(claims.get("sid", ""))[:255]
-        return Grant(replace(granted, session_id=session_id), identity.identity_of(claims), claims)
+        sid = granted.sid or str(claims.get("sid", ""))[:255]
+        return Grant(replace(granted, sid=sid), id_token.identity_of(claims), claims)
 
     @sensitive_variables()
     def authenticate(  # type: ignore[override]  # no credentials but ours, as said below
@@ -175,7 +176,7 @@ class EverifinBackend(ModelBackend):
                 return None
             if not self.user_can_authenticate(user):
                 raise LoginError("user_inactive")
-            tokens.keep(user, grant.tokens, grant.identity)
+            grants.save_grant(user, grant.tokens, grant.identity)
         return user
 
     def get_userinfo(self, access_token: Any, id_token: Any, payload: Claims) -> Claims:
@@ -193,7 +194,7 @@ class EverifinBackend(ModelBackend):
         Find the user by issuer and subject. An e-mail address is no proof of being somebody here.
         """
         return self.UserModel._default_manager.filter(
-            bank_token__identity_digest=identity.identity_of(claims).digest
+            bank_token__identity_digest=id_token.identity_of(claims).digest
         )
 
     @sensitive_variables()
@@ -270,10 +271,10 @@ def _identity_without_id_token(granted: TokenSet) -> Identity | None:
     """
     if "openid" in granted.scope.split():
         try:
-            return Identity(conf.issuer, identity.fetch_userinfo(granted.access)["sub"])
+            return Identity(conf.issuer, id_token.fetch_userinfo(granted.access)["sub"])
         except APIError:
             pass
-    return identity.subject_of_access_token(granted.access)
+    return id_token.subject_of_access_token(granted.access)
 
 
 def _verified_email(claims: Claims) -> str:

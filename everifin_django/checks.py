@@ -22,10 +22,10 @@ from django.db import connections, router
 from django.utils.module_loading import import_string
 
 from everifin_django.conf import DEFAULT_KEY_PROVIDER, SETTING_NAMES, conf, is_plain_loopback
-from everifin_django.crypto import KEY_BYTES, Key, is_known, parse_key, parse_keys
+from everifin_django.connections.key_rotation import UNREADABLE, keys_in_use
+from everifin_django.encryption import KEY_BYTES, Key, is_known, parse_key, parse_keys
 from everifin_django.exceptions import KeysUnavailableError
 from everifin_django.models import BankToken
-from everifin_django.rekey import UNREADABLE, keys_in_use
 
 MIDDLEWARE = "everifin_django.middleware.EverifinMiddleware"
 BACKEND = "everifin_django.backends.EverifinBackend"
@@ -130,7 +130,7 @@ def check_urls(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def check_seconds(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     names = (
-        "EVERIFIN_TIMEOUT_SECONDS",
+        "EVERIFIN_CONNECT_TIMEOUT_SECONDS",
         "EVERIFIN_DEADLINE_SECONDS",
         "EVERIFIN_REFRESH_MARGIN_SECONDS",
     )
@@ -218,7 +218,7 @@ def check_api_paths(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def check_api_fields(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     hint = (
-        "Name only the fields that differ from everifin_django.spelling.DEFAULT_API_FIELDS, "
+        "Name only the fields that differ from everifin_django.api_names.DEFAULT_API_FIELDS, "
         'such as {"transaction": {"counterparty_name": "partnerName"}}.'
     )
     return _errors_of("EVERIFIN_API_FIELDS", id="E021", hint=hint)
@@ -231,7 +231,7 @@ def check_values(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         "EVERIFIN_USE_PKCE",
         "EVERIFIN_REQUIRE_ISS",
         "EVERIFIN_CREATE_USERS",
-        "EVERIFIN_KEEP_ENDED_DAYS",
+        "EVERIFIN_RETENTION_DAYS",
         "EVERIFIN_REFRESH_EVERY_VIEW",
         "EVERIFIN_LEGACY_LOGOUT",
         "EVERIFIN_BACKCHANNEL_LOGOUT",

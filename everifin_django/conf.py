@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from everifin_django.spelling import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
+from everifin_django.api_names import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
 
 T = TypeVar("T")
 
-DEFAULT_KEY_PROVIDER = "everifin_django.crypto.SettingsKeys"
+DEFAULT_KEY_PROVIDER = "everifin_django.encryption.SettingsKeys"
 
 MAX_SECONDS = 60
 """The upper bound of every timeout, so that no setting can hold a worker for minutes."""
@@ -33,6 +33,7 @@ MAX_PROXIES = 10
 MAX_TRIES = 10
 MAX_POOL = 1000
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+CLIENT_AUTH_METHODS = ("client_secret_post", "client_secret_basic")
 REALM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,254}")
 
 
@@ -193,14 +194,16 @@ class Conf:
     @property
     def client_auth(self) -> str:
         """
-        How the client shows its secret to the token endpoint: "body", as Everifin documents, or
-        "basic".
+        How the client authenticates at the token endpoint: "client_secret_post", as Everifin
+        documents, or "client_secret_basic". Source: OpenID Connect Core 1.0, section 9.
         """
         return self._read(
             "EVERIFIN_CLIENT_AUTH",
-            "body",
-            lambda way: isinstance(way, str) and way in {"body", "basic"},
-            'must be "body" or "basic".',
+            "client_secret_post",
+            lambda way: (
+                isinstance(way, str) and way in {"client_secret_post", "client_secret_basic"}
+            ),
+            'must be "client_secret_post" or "client_secret_basic".',
         )
 
     @property
@@ -231,9 +234,9 @@ class Conf:
     # Time.
 
     @property
-    def timeout_seconds(self) -> float:
+    def connect_timeout_seconds(self) -> float:
         """For a connection to come about."""
-        return self._seconds("EVERIFIN_TIMEOUT_SECONDS", 3)
+        return self._seconds("EVERIFIN_CONNECT_TIMEOUT_SECONDS", 3)
 
     @property
     def deadline_seconds(self) -> float:
@@ -246,10 +249,10 @@ class Conf:
         return self._seconds("EVERIFIN_REFRESH_MARGIN_SECONDS", 60)
 
     @property
-    def keep_ended_days(self) -> int:
+    def retention_days(self) -> int:
         """How long a connection that has to be made again keeps its tokens."""
         return self._read(
-            "EVERIFIN_KEEP_ENDED_DAYS",
+            "EVERIFIN_RETENTION_DAYS",
             30,
             lambda days: type(days) is int and 1 <= days <= MAX_DAYS,
             f"must be a whole number of days from 1 to {MAX_DAYS}.",

@@ -106,8 +106,8 @@ def _prepare(request: Any, scopes: frozenset[str] | None) -> HttpResponse | None
 
 def _everifin(request: HttpRequest) -> Any:
     # Imported on first use: a site's pages that do not call Everifin never load the HTTP client.
-    from everifin_django.client import EndUser
-    from everifin_django.tokens import Everifin
+    from everifin_django.bank.client import EndUser
+    from everifin_django.connections.grants import Everifin
 
     agent = request.headers.get("User-Agent", "")
     is_plain = agent.isascii() and agent.isprintable() and agent.strip()
@@ -118,6 +118,6 @@ def _everifin(request: HttpRequest) -> Any:
 
 
 def _answer(request: HttpRequest, error: Exception) -> HttpResponse | None:
-    from everifin_django.responses import answer_for  # as above: only when something failed
+    from everifin_django.web.responses import answer_for  # as above: only when something failed
 
     return answer_for(request, error)

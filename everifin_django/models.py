@@ -16,12 +16,12 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from everifin_django.crypto import Key, Place, Purpose, open_sealed, seal
+from everifin_django.encryption import EncryptionContext, Key, TokenKind, open_sealed, seal
 from everifin_django.secret import Secret
 
 if TYPE_CHECKING:
-    from everifin_django.identity import Identity
-    from everifin_django.oauth import TokenSet
+    from everifin_django.oauth.endpoints import TokenSet
+    from everifin_django.oauth.id_token import Identity
 
 ALWAYS = datetime.min.replace(tzinfo=UTC)
 MANDATORY_SHARE = 4
@@ -108,16 +108,14 @@ class BankToken(models.Model):
     identity_digest = models.CharField(  # noqa: DJ001 - two unknown identities are not the same
         max_length=64, unique=True, null=True, editable=False
     )
-    idp_session = models.CharField(
-        _("session at Everifin"), max_length=255, blank=True, db_index=True
-    )
+    sid = models.CharField(_("session at Everifin"), max_length=255, blank=True, db_index=True)
 
     access_ciphertext = models.TextField(blank=True, editable=False)
     refresh_ciphertext = models.TextField(blank=True, editable=False)
     id_ciphertext = models.TextField(blank=True, editable=False)
 
     scope = models.CharField(_("scope"), max_length=1024, blank=True)
-    asked_at = models.DateTimeField(_("last refreshed"), null=True)
+    issued_at = models.DateTimeField(_("last refreshed"), null=True)
     access_expires_at = models.DateTimeField(_("access expires"), null=True)
     refresh_expires_at = models.DateTimeField(_("connection expires"), null=True)
 
@@ -143,17 +141,17 @@ class BankToken(models.Model):
     def __str__(self) -> str:
         return str(self.pk)
 
-    def place(self, purpose: Purpose) -> Place:
-        return Place(connection_id=str(self.pk), user_pk=str(self.user_id), purpose=purpose)
+    def encryption_context(self, kind: TokenKind) -> EncryptionContext:
+        return EncryptionContext(connection_id=str(self.pk), user_pk=str(self.user_id), kind=kind)
 
-    def open_token(self, purpose: Purpose) -> Secret | None:
+    def open_token(self, kind: TokenKind) -> Secret | None:
         """
         Return the decrypted access, refresh or ID token; None where there is none.
 
         Errors: UnknownKeyError, TamperedError, MalformedError. The row is not touched.
         """
-        sealed = getattr(self, f"{purpose}_ciphertext")
-        return open_sealed(sealed, self.place(purpose)) if sealed else None
+        sealed = getattr(self, f"{kind}_ciphertext")
+        return open_sealed(sealed, self.encryption_context(kind)) if sealed else None
 
     def sealed(self, tokens: TokenSet, key: Key) -> dict[str, Any]:
         """
@@ -162,16 +160,18 @@ class BankToken(models.Model):
         """
         columns = {
             "scope": tokens.scope or self.scope,
-            "idp_session": tokens.session_id or self.idp_session,
-            "asked_at": tokens.asked_at,
+            "sid": tokens.sid or self.sid,
+            "issued_at": tokens.issued_at,
             "access_expires_at": tokens.expires_at,
             "refresh_expires_at": tokens.refresh_expires_at,
-            "access_ciphertext": seal(tokens.access, self.place("access"), key),
+            "access_ciphertext": seal(tokens.access, self.encryption_context("access"), key),
         }
         if tokens.refresh is not None:
-            columns["refresh_ciphertext"] = seal(tokens.refresh, self.place("refresh"), key)
+            columns["refresh_ciphertext"] = seal(
+                tokens.refresh, self.encryption_context("refresh"), key
+            )
         if tokens.id is not None:
-            columns["id_ciphertext"] = seal(tokens.id, self.place("id"), key)
+            columns["id_ciphertext"] = seal(tokens.id, self.encryption_context("id"), key)
         return columns
 
     @property
@@ -195,9 +195,9 @@ class BankToken(models.Model):
         return self.Health.EXPIRING if self._is_expiring(now) else self.Health.ACTIVE
 
     def _is_expiring(self, now: datetime) -> bool:
-        if self.refresh_expires_at is None or self.asked_at is None:
+        if self.refresh_expires_at is None or self.issued_at is None:
             return False
-        notice = min(self.EXPIRING_WITHIN, (self.refresh_expires_at - self.asked_at) / 4)
+        notice = min(self.EXPIRING_WITHIN, (self.refresh_expires_at - self.issued_at) / 4)
         return self.refresh_expires_at - now <= notice
 
     def _margin(self, margin_seconds: float) -> timedelta:
@@ -205,9 +205,9 @@ class BankToken(models.Model):
         The margin, but at most half the token's life: a 4-second token must not be refreshed for
         every request.
         """
-        if self.access_expires_at is None or self.asked_at is None:
+        if self.access_expires_at is None or self.issued_at is None:
             return timedelta(seconds=margin_seconds)
-        return min(timedelta(seconds=margin_seconds), (self.access_expires_at - self.asked_at) / 2)
+        return min(timedelta(seconds=margin_seconds), (self.access_expires_at - self.issued_at) / 2)
 
     def _before_expiry(self, margin: timedelta) -> datetime:
         return self.access_expires_at - margin if self.access_expires_at is not None else ALWAYS
@@ -239,15 +239,15 @@ class PendingRevocation(models.Model):
     def __str__(self) -> str:
         return f"{self.connection_id} ({self.reason})"
 
-    def place(self, purpose: Purpose) -> Place:
+    def encryption_context(self, kind: TokenKind) -> EncryptionContext:
         """Where the token was sealed: in its connection, not here."""
-        return Place(str(self.connection_id), self.user_pk, purpose)
+        return EncryptionContext(str(self.connection_id), self.user_pk, kind)
 
     def open_token(self) -> Secret:
         """
         Return the decrypted refresh token. Errors: UnknownKeyError, TamperedError, MalformedError.
         """
-        return open_sealed(self.refresh_ciphertext, self.place("refresh"))
+        return open_sealed(self.refresh_ciphertext, self.encryption_context("refresh"))
 
 
 class SpentState(models.Model):
@@ -276,7 +276,7 @@ class LoginSession(models.Model):
     """
 
     session_key = models.CharField(max_length=128, primary_key=True)
-    idp_session = models.CharField(max_length=255, blank=True, db_index=True)
+    sid = models.CharField(max_length=255, blank=True, db_index=True)
     identity_digest = models.CharField(max_length=64, db_index=True)
 
     class Meta:
@@ -284,4 +284,4 @@ class LoginSession(models.Model):
         verbose_name_plural = _("sessions begun with Everifin")
 
     def __str__(self) -> str:
-        return self.idp_session
+        return self.sid

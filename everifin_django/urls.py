@@ -4,7 +4,7 @@ The doors and their names: ``path("everifin/", include("everifin_django.urls"))`
 
 from django.urls import path
 
-from everifin_django import views
+from everifin_django.web import views
 
 app_name = "everifin_django"
 

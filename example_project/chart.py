@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 
-from everifin_django.bank import Direction, Transaction
+from everifin_django.bank.accounts import Direction, Transaction
 
 MOST_MONTHS = 36
 WIDTH, HEIGHT = 640, 200

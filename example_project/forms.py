@@ -9,7 +9,7 @@ from typing import Any
 from django import forms
 from django.utils import timezone
 
-from everifin_django.bank import Direction
+from everifin_django.bank.accounts import Direction
 from everifin_django.exceptions import InvalidRequestError
 
 MONTHS_AT_FIRST = 6

@@ -21,6 +21,8 @@ from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
+from everifin_django.bank.payments import InputField, SinglePayment, StepType
+from everifin_django.bank.payments import step as step_from
 from everifin_django.decorators import everifin_required
 from everifin_django.exceptions import (
     InvalidRequestError,
@@ -28,8 +30,6 @@ from everifin_django.exceptions import (
     PaymentRejectedError,
     PaymentUncertainError,
 )
-from everifin_django.payments import InputField, SinglePayment, StepType
-from everifin_django.payments import step as step_from
 from example_project.forms import PaymentForm
 
 DRAFT = "payment_draft"

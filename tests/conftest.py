@@ -11,10 +11,10 @@ import pytest
 from django.db import connection
 
 from everifin_django.models import BankToken
-from tests.keycloak import distribution
-from tests.keycloak.server import Keycloak, Realm, keycloak
-from tests.runner import WITHOUT_KEYCLOAK
-from tests.servers import AbsentError
+from tests.providers.keycloak import distribution
+from tests.providers.keycloak.server import Keycloak, Realm, keycloak
+from tests.support.runner import WITHOUT_KEYCLOAK
+from tests.support.servers import AbsentError
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +48,7 @@ def age() -> Callable[..., None]:
     def age(connection: Any, **passed: Any) -> None:
         by = timedelta(**passed)
         BankToken.objects.filter(pk=connection.pk).update(
-            asked_at=connection.asked_at - by,
+            issued_at=connection.issued_at - by,
             access_expires_at=connection.access_expires_at - by,
         )
 

@@ -38,7 +38,7 @@ ALLOWED_HOSTS = ["testserver"]
 USE_TZ = True
 ROOT_URLCONF = "tests.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-TEST_RUNNER = "tests.runner.EveryDatabase"
+TEST_RUNNER = "tests.support.runner.EveryDatabase"
 STATIC_URL = "static/"
 
 DATABASES = {"default": database()}

@@ -3,7 +3,7 @@ The refresh protocol under ASGI: what holds for threads holds for tasks, and a v
 the middle of a refresh costs no token.
 
 Whole requests through Django's own ASGI handler, so each has a thread and a database connection of
-its own, as under a real server. One of those is in tests/concurrency/test_uvicorn.py.
+its own, as under a real server. One of those is in tests/protocol/test_uvicorn.py.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.asgi import get_asgi_application
 from django.db import connection, connections
 
-from everifin_django import crypto, models, refresh
+from everifin_django import encryption, models
+from everifin_django.connections import refresh
+from everifin_django.connections.grants import Everifin
 from everifin_django.models import BankToken
-from everifin_django.tokens import Everifin
-from tests.concurrency import asgi_site
-from tests.concurrency.asgi_site import LONGEST_SECONDS
+from tests.protocol import asgi_site
+from tests.protocol.asgi_site import LONGEST_SECONDS
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
-    pytest.mark.urls("tests.concurrency.asgi_site"),
+    pytest.mark.urls("tests.protocol.asgi_site"),
 ]
 
 REQUESTS = 8
@@ -71,7 +72,7 @@ def ask(client, connected, settings) -> Ask:
     *leaves*.
     """
     asgi_site.left.clear()
-    settings.MIDDLEWARE = ["tests.concurrency.asgi_site.note_who_leaves", *settings.MIDDLEWARE]
+    settings.MIDDLEWARE = ["tests.protocol.asgi_site.note_who_leaves", *settings.MIDDLEWARE]
     application = get_asgi_application()
     cookie = f"sessionid={client.session.session_key}".encode()
 
@@ -133,7 +134,7 @@ def assert_kept(everifin: Any, user: Any) -> None:
     assert everifin.calls["token.refresh_token"] == 1
     assert BankToken.objects.get().token_version == 2
     assert BankToken.objects.get().lease_id is None
-    assert refresh.current(user, rejected_version=2).token_version == 3
+    assert refresh.ensure_fresh(user, rejected_version=2).token_version == 3
     assert everifin.double_spends == 0
 
 
@@ -218,8 +219,8 @@ class TestTwins:
         opened = []
 
         def count(sealed, place):
-            opened.append(place.purpose)
-            return crypto.open_sealed(sealed, place)
+            opened.append(place.kind)
+            return encryption.open_sealed(sealed, place)
 
         monkeypatch.setattr(models, "open_sealed", count)
         bank = Everifin(overdue.user)

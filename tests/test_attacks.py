@@ -24,12 +24,12 @@ from django.contrib.sessions.models import Session
 from django.test import Client
 from jwt.algorithms import RSAAlgorithm
 
-from everifin_django import identity
+from everifin_django.connections.grants import everifin_for
 from everifin_django.exceptions import TokenUnreadableError
-from everifin_django.identity import forget_signing_keys
 from everifin_django.models import BankToken
-from everifin_django.tokens import everifin_for
-from tests.test_identity import signed
+from everifin_django.oauth import id_token
+from everifin_django.oauth.id_token import clear_signing_keys
+from tests.oauth.test_id_token import signed
 
 LOGIN = "/everifin/login/"
 CONNECT = "/everifin/connect/"
@@ -60,7 +60,7 @@ def browser(client, user) -> Any:
 def clock(monkeypatch) -> list[float]:
     """Give the moment that the cache of keys goes by, which stands still."""
     now = [1000.0]
-    monkeypatch.setattr(identity, "monotonic", lambda: now[0])
+    monkeypatch.setattr(id_token, "monotonic", lambda: now[0])
     return now
 
 
@@ -369,7 +369,7 @@ def test_a20_anybody_may_flood_the_logout_door_and_the_keys_are_hardly_asked_for
     client, everifin, settings, clock, fault
 ):
     settings.EVERIFIN_BACKCHANNEL_LOGOUT = True
-    forget_signing_keys()
+    clear_signing_keys()
     if fault is not None:
         everifin.faults.add("certs", **fault)
     for number in range(200):
@@ -431,7 +431,7 @@ def test_a28_a_forged_logout_token_ends_nothing(
     settings.EVERIFIN_BACKCHANNEL_LOGOUT = True
     everifin_connect(client, door="login")
     row = BankToken.objects.get()
-    head, payload, _ = everifin.logout_token(sid=row.idp_session).split(".")
+    head, payload, _ = everifin.logout_token(sid=row.sid).split(".")
     headers, claims = (
         json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
         for part in (head, payload)
@@ -485,19 +485,19 @@ def others(everifin_connect, connected, django_user_model) -> BankToken:
     return BankToken.objects.exclude(pk=connected.pk).get()
 
 
-@pytest.mark.parametrize("purpose", ["access", "refresh"])
+@pytest.mark.parametrize("kind", ["access", "refresh"])
 @pytest.mark.parametrize("change", [*CHANGES, "another user's", "another column's"])
 def test_a34_a_changed_ciphertext_is_an_error_and_nothing_is_sent_or_written(
-    everifin, connected, others, client, change, purpose
+    everifin, connected, others, client, change, kind
 ):
     instead = {
-        "another user's": getattr(others, f"{purpose}_ciphertext"),
+        "another user's": getattr(others, f"{kind}_ciphertext"),
         "another column's": connected.id_ciphertext,
     }
-    column = f"{purpose}_ciphertext"
+    column = f"{kind}_ciphertext"
     changed = instead.get(change) or CHANGES[change](getattr(connected, column))
     assert changed != getattr(connected, column)
-    expiry = {"access_expires_at": "2026-01-01T00:00Z"} if purpose == "refresh" else {}
+    expiry = {"access_expires_at": "2026-01-01T00:00Z"} if kind == "refresh" else {}
     BankToken.objects.filter(pk=connected.pk).update(**{column: changed}, **expiry)
     before, calls = BankToken.objects.filter(pk=connected.pk).values().get(), {**everifin.calls}
     response = client.get("/accounts/")
@@ -506,18 +506,18 @@ def test_a34_a_changed_ciphertext_is_an_error_and_nothing_is_sent_or_written(
     assert everifin.calls == calls
 
 
-@pytest.mark.parametrize("purpose", ["access", "refresh", "id"])
-def test_a34_no_byte_of_a_real_token_can_be_changed(connected, purpose):
-    sealed = getattr(connected, f"{purpose}_ciphertext")
+@pytest.mark.parametrize("kind", ["access", "refresh", "id"])
+def test_a34_no_byte_of_a_real_token_can_be_changed(connected, kind):
+    sealed = getattr(connected, f"{kind}_ciphertext")
     for place in range(len(sealed)):
-        setattr(connected, f"{purpose}_ciphertext", flipped(place)(sealed))
+        setattr(connected, f"{kind}_ciphertext", flipped(place)(sealed))
         with pytest.raises(TokenUnreadableError):
-            connected.open_token(purpose)
+            connected.open_token(kind)
 
 
 def bank_job(user: Any, row: BankToken) -> float:
     """What a task queue runs; it fails with tokens in hand."""
-    opened = [row.open_token(purpose) for purpose in ("access", "refresh", "id")]
+    opened = [row.open_token(kind) for kind in ("access", "refresh", "id")]
     with everifin_for(user) as everifin:
         found = list(everifin.accounts())
         everifin.account("missing" if everifin.health == "active" else "")
@@ -549,8 +549,8 @@ def test_a37_what_a_task_queue_keeps_of_a_failed_job_shows_no_token(
     secrets = [
         token.reveal()
         for one in (row, BankToken.objects.get())
-        for purpose in ("access", "refresh", "id")
-        if (token := one.open_token(purpose)) is not None
+        for kind in ("access", "refresh", "id")
+        if (token := one.open_token(kind)) is not None
     ]
     assert len(secrets) == 6
     parts = [part for secret in secrets for part in secret.split(".")[1:]]

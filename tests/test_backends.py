@@ -10,8 +10,8 @@ from django.db import IntegrityError
 from django.test import Client, RequestFactory
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
-from everifin_django import tokens
 from everifin_django.backends import EverifinBackend, login_backend, oidc_setting
+from everifin_django.connections import grants
 from everifin_django.exceptions import IdentityTakenError
 from everifin_django.models import BankToken
 
@@ -208,14 +208,14 @@ class TestRaces:
         self, everifin, everifin_connect, client, monkeypatch, django_user_model
     ):
         """The same person's other login has just stored this identity, under a user of its own."""
-        keep, faults = tokens.keep, [IdentityTakenError()]
+        save, faults = grants.save_grant, [IdentityTakenError()]
 
-        def keep_late(*args):
+        def save_late(*args):
             if faults:
                 raise faults.pop()
-            return keep(*args)
+            return save(*args)
 
-        monkeypatch.setattr(tokens, "keep", keep_late)
+        monkeypatch.setattr(grants, "save_grant", save_late)
         assert everifin_connect(client, door="login").status_code == 302
         assert client.session["_auth_user_id"] == str(django_user_model.objects.get().pk)
         assert everifin.calls["token"] == 1
@@ -226,7 +226,7 @@ class TestRaces:
         def fail(*args):
             raise IdentityTakenError
 
-        monkeypatch.setattr(tokens, "keep", fail)
+        monkeypatch.setattr(grants, "save_grant", fail)
         assert everifin_connect(client, door="login").status_code == 409
         assert not django_user_model.objects.exists()
         assert everifin.live_sessions("alice") == 0
@@ -237,7 +237,7 @@ class TestRaces:
         def fail(*args):
             raise IntegrityError
 
-        monkeypatch.setattr(tokens, "keep", fail)
+        monkeypatch.setattr(grants, "save_grant", fail)
         with pytest.raises(IntegrityError):
             everifin_connect(client, door="login")
         assert not django_user_model.objects.exists()

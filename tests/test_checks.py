@@ -65,7 +65,7 @@ WRONG = [
     ("E019", {"EVERIFIN_KEY_PROVIDER": ""}),
     ("E019", {"EVERIFIN_KEY_PROVIDER": "keys"}),
     ("E019", {"EVERIFIN_KEY_PROVIDER": "tests.nowhere.Vault"}),
-    ("E019", {"EVERIFIN_KEY_PROVIDER": "everifin_django.crypto.Key"}),
+    ("E019", {"EVERIFIN_KEY_PROVIDER": "everifin_django.encryption.Key"}),
     ("E001", {"EVERIFIN_CLIENT_ID": ""}),
     ("E001", {"EVERIFIN_CLIENT_ID": None}),
     ("E002", {"EVERIFIN_CLIENT_SECRET": ""}),
@@ -82,7 +82,7 @@ WRONG = [
     ("E007", {"EVERIFIN_ISSUER": "http://idp.test/auth/realms/x"}),
     ("E007", {"EVERIFIN_REDIRECT_URI": "http://site.test/everifin/callback/"}),
     ("E007", {"EVERIFIN_REDIRECT_URI": "/everifin/callback/"}),
-    ("E008", {"EVERIFIN_TIMEOUT_SECONDS": 0}),
+    ("E008", {"EVERIFIN_CONNECT_TIMEOUT_SECONDS": 0}),
     ("E008", {"EVERIFIN_DEADLINE_SECONDS": 3600}),
     ("E008", {"EVERIFIN_REFRESH_MARGIN_SECONDS": "60"}),
     ("E009", {"EVERIFIN_CLIENT_AUTH": "post"}),
@@ -273,7 +273,7 @@ def test_middleware_that_cannot_be_imported_is_left_to_django():
     ("name", "hint"),
     [
         ("EVERIFIN_CLIENTID", "Did you mean EVERIFIN_CLIENT_ID?"),
-        ("EVERIFIN_TIMEOUT", "Did you mean EVERIFIN_TIMEOUT_SECONDS?"),
+        ("EVERIFIN_CONNECT_TIMEOUT", "Did you mean EVERIFIN_CONNECT_TIMEOUT_SECONDS?"),
         ("EVERIFIN_QQQQQQQQQQQQQQQQQQQQQQ", "README lists the settings."),
     ],
 )
@@ -358,7 +358,7 @@ class TestStoredKeys:
         "overrides",
         [
             {"EVERIFIN_ENCRYPTION_KEYS": []},
-            {"EVERIFIN_KEY_PROVIDER": "tests.test_crypto.BrokenVault"},
+            {"EVERIFIN_KEY_PROVIDER": "tests.test_encryption.BrokenVault"},
         ],
     )
     def test_where_no_key_can_be_asked_for_it_is_silent(self, overrides):

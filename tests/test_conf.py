@@ -7,9 +7,9 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
+from everifin_django.api_names import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
 from everifin_django.conf import SETTING_NAMES, Conf, conf, is_secure
-from everifin_django.spelling import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
-from tests.hostile import report
+from tests.support.malicious_server import report
 
 DEFAULTS = {
     "EVERIFIN_IDP_URL": "https://app.everifin.com",
@@ -19,19 +19,19 @@ DEFAULTS = {
     "EVERIFIN_API_PATHS": DEFAULT_API_PATHS,
     "EVERIFIN_API_FIELDS": DEFAULT_API_FIELDS,
     "EVERIFIN_SCOPES": "openid ais",
-    "EVERIFIN_KEY_PROVIDER": "everifin_django.crypto.SettingsKeys",
+    "EVERIFIN_KEY_PROVIDER": "everifin_django.encryption.SettingsKeys",
     "EVERIFIN_USE_PKCE": True,
     "EVERIFIN_REQUIRE_ISS": False,
-    "EVERIFIN_CLIENT_AUTH": "body",
+    "EVERIFIN_CLIENT_AUTH": "client_secret_post",
     "EVERIFIN_REDIRECT_URI": None,
     "EVERIFIN_CREATE_USERS": True,
     "EVERIFIN_POST_LOGOUT_REDIRECT_URI": None,
     "EVERIFIN_LEGACY_LOGOUT": False,
     "EVERIFIN_BACKCHANNEL_LOGOUT": False,
-    "EVERIFIN_TIMEOUT_SECONDS": 3,
+    "EVERIFIN_CONNECT_TIMEOUT_SECONDS": 3,
     "EVERIFIN_DEADLINE_SECONDS": 10,
     "EVERIFIN_REFRESH_MARGIN_SECONDS": 60,
-    "EVERIFIN_KEEP_ENDED_DAYS": 30,
+    "EVERIFIN_RETENTION_DAYS": 30,
     "EVERIFIN_REFRESH_EVERY_VIEW": False,
     "EVERIFIN_TRUSTED_PROXIES": 0,
     "EVERIFIN_MAX_TRIES": 3,
@@ -52,16 +52,16 @@ RIGHT = {
     "EVERIFIN_SCOPES": ["ais", "openid ais pis"],
     "EVERIFIN_USE_PKCE": [True, False],
     "EVERIFIN_REQUIRE_ISS": [True, False],
-    "EVERIFIN_CLIENT_AUTH": ["body", "basic"],
+    "EVERIFIN_CLIENT_AUTH": ["client_secret_post", "client_secret_basic"],
     "EVERIFIN_REDIRECT_URI": ["https://site.test/back/?x=1"],
     "EVERIFIN_CREATE_USERS": [True, False],
     "EVERIFIN_POST_LOGOUT_REDIRECT_URI": ["https://site.test/", "http://127.0.0.1:8000/out/"],
     "EVERIFIN_LEGACY_LOGOUT": [True, False],
     "EVERIFIN_BACKCHANNEL_LOGOUT": [True, False],
-    "EVERIFIN_TIMEOUT_SECONDS": [0.1, 1, 60],
+    "EVERIFIN_CONNECT_TIMEOUT_SECONDS": [0.1, 1, 60],
     "EVERIFIN_DEADLINE_SECONDS": [0.1, 1, 60],
     "EVERIFIN_REFRESH_MARGIN_SECONDS": [0.1, 1, 60],
-    "EVERIFIN_KEEP_ENDED_DAYS": [1, 366],
+    "EVERIFIN_RETENTION_DAYS": [1, 366],
     "EVERIFIN_REFRESH_EVERY_VIEW": [True, False],
     "EVERIFIN_TRUSTED_PROXIES": [0, 1, 10],
     "EVERIFIN_MAX_TRIES": [1, 10],
@@ -139,10 +139,10 @@ WRONG = {
     "EVERIFIN_POST_LOGOUT_REDIRECT_URI": ADDRESSES,
     "EVERIFIN_LEGACY_LOGOUT": ["False", 0, 1, ""],
     "EVERIFIN_BACKCHANNEL_LOGOUT": ["False", 0, 1, ""],
-    "EVERIFIN_TIMEOUT_SECONDS": SECONDS,
+    "EVERIFIN_CONNECT_TIMEOUT_SECONDS": SECONDS,
     "EVERIFIN_DEADLINE_SECONDS": SECONDS,
     "EVERIFIN_REFRESH_MARGIN_SECONDS": SECONDS,
-    "EVERIFIN_KEEP_ENDED_DAYS": [0, -1, 367, True, "30", 1.5],
+    "EVERIFIN_RETENTION_DAYS": [0, -1, 367, True, "30", 1.5],
     "EVERIFIN_REFRESH_EVERY_VIEW": ["False", 0, 1, ""],
     "EVERIFIN_TRUSTED_PROXIES": [-1, 11, True, "1", 1.0],
     "EVERIFIN_MAX_TRIES": [0, 11, True, "3", 3.0],
@@ -163,7 +163,7 @@ ALLOWS_NONE = {
     "EVERIFIN_CA_BUNDLE",
 }
 TAKES_SECONDS = {
-    "EVERIFIN_TIMEOUT_SECONDS",
+    "EVERIFIN_CONNECT_TIMEOUT_SECONDS",
     "EVERIFIN_DEADLINE_SECONDS",
     "EVERIFIN_REFRESH_MARGIN_SECONDS",
 }
@@ -171,7 +171,7 @@ RIGHT_AFTER_ALL: dict[str, list] = {
     "EVERIFIN_CLIENT_ID": ["ž\n"],
     "EVERIFIN_CLIENT_SECRET": ["ž\n"],
     "EVERIFIN_ENCRYPTION_KEYS": [["list"]],
-    "EVERIFIN_KEEP_ENDED_DAYS": [5],
+    "EVERIFIN_RETENTION_DAYS": [5],
     "EVERIFIN_TRUSTED_PROXIES": [5],
     "EVERIFIN_MAX_TRIES": [5],
     "EVERIFIN_POOL_SIZE": [5],

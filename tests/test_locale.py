@@ -26,8 +26,8 @@ from django.utils.translation.trans_real import DjangoTranslation
 
 import everifin_django
 from everifin_django.models import BankToken
-from everifin_django.notices import NOTICES
 from everifin_django.templatetags.everifin import LABELS
+from everifin_django.web.notices import NOTICES
 
 PACKAGE = Path(everifin_django.__file__).parent
 MODULES = sorted(

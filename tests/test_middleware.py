@@ -23,7 +23,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from waitress import create_server, wasyncore
 
-from everifin_django import crypto, models
+from everifin_django import encryption, models
 from everifin_django.exceptions import RefreshInTransactionError
 from everifin_django.middleware import EverifinMiddleware, end_user_address
 from everifin_django.models import BankToken
@@ -51,8 +51,8 @@ def opened(monkeypatch):
     purposes = []
 
     def count(sealed, place):
-        purposes.append(place.purpose)
-        return crypto.open_sealed(sealed, place)
+        purposes.append(place.kind)
+        return encryption.open_sealed(sealed, place)
 
     monkeypatch.setattr(models, "open_sealed", count)
     return purposes
@@ -92,8 +92,8 @@ import django
 django.setup()
 from django.test import Client
 assert Client().get("/").content == b"AnonymousUser"
-heavy = ["requests", "mozilla_django_oidc", "jwt", "everifin_django.client",
-    "everifin_django.transport", "everifin_django.tokens", "everifin_django.backends"]
+heavy = ["requests", "mozilla_django_oidc", "jwt", "everifin_django.bank.client",
+    "everifin_django.http.client", "everifin_django.connections.grants", "everifin_django.backends"]
 print([name for name in heavy if name in sys.modules])
 """
 

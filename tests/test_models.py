@@ -10,8 +10,8 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from everifin_django.exceptions import TamperedError
-from everifin_django.identity import Identity
 from everifin_django.models import BankToken, DatabaseNow, PendingRevocation, in_database_seconds
+from everifin_django.oauth.id_token import Identity
 from everifin_django.secret import Secret
 from everifin_django.testing.factories import (
     BankTokenFactory,
@@ -86,7 +86,7 @@ def test_the_windows_are_the_margin_and_a_quarter_of_it():
 
 def test_the_windows_of_a_short_lived_token_shrink_with_its_life():
     now = timezone.now()
-    row = BankToken(asked_at=now, access_expires_at=now + timedelta(seconds=4))
+    row = BankToken(issued_at=now, access_expires_at=now + timedelta(seconds=4))
     assert row.due_at(60) == now + timedelta(seconds=2)
     assert row.overdue_at(60) == now + timedelta(seconds=3.5)
 
@@ -102,8 +102,8 @@ def test_a_connection_without_an_expiry_is_due_at_once():
         ({"failures": 1}, "degraded"),
         ({"status": "needs_reconnect", "failures": 1}, "needs_reconnect"),
         ({"status": "disconnected"}, "disconnected"),
-        ({"asked_at": timezone.now() - timedelta(minutes=25)}, "expiring"),
-        ({"asked_at": timezone.now() - timedelta(minutes=35)}, "expiring"),
+        ({"issued_at": timezone.now() - timedelta(minutes=25)}, "expiring"),
+        ({"issued_at": timezone.now() - timedelta(minutes=35)}, "expiring"),
         ({"refresh_expires_at": None}, "active"),
     ],
 )
@@ -113,7 +113,9 @@ def test_health_says_what_a_person_wants_to_know(columns, health):
 
 def test_a_long_lived_connection_expires_a_day_ahead():
     now = timezone.now()
-    row = BankToken(asked_at=now - timedelta(days=29), refresh_expires_at=now + timedelta(hours=23))
+    row = BankToken(
+        issued_at=now - timedelta(days=29), refresh_expires_at=now + timedelta(hours=23)
+    )
     assert row.health() == BankToken.Health.EXPIRING
     assert row.health(now - timedelta(days=1)) == BankToken.Health.ACTIVE
 

@@ -9,9 +9,9 @@ from django.core.management import get_commands
 from django.urls import reverse
 
 from everifin_django import exceptions, signals
-from everifin_django.client import Client
+from everifin_django.api_names import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
+from everifin_django.bank.client import Client
 from everifin_django.conf import SETTING_NAMES, conf
-from everifin_django.spelling import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
 from everifin_django.testing import plugin
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import include, path
 
-from everifin_django import tokens
+from everifin_django.connections import grants
 from everifin_django.models import BankToken, PendingRevocation
 
 
@@ -100,7 +100,7 @@ class TestDeletion:
         self, everifin, user, token, delete
     ):
         read_before = BankToken.objects.select_related("user").get()
-        tokens.lend(user, rejected_version=1)
+        grants.get_access_token(user, rejected_version=1)
         delete(read_before)
         assert PendingRevocation.objects.get().refresh_ciphertext != token
         call_command("everifin_revoke_pending")
@@ -111,7 +111,7 @@ class TestDeletion:
     ):
         collector = Collector(using=DEFAULT_DB_ALIAS)
         collector.collect([user])
-        tokens.lend(user, rejected_version=1)
+        grants.get_access_token(user, rejected_version=1)
         collector.delete()
         assert PendingRevocation.objects.get().refresh_ciphertext != token
         call_command("everifin_revoke_pending")
@@ -128,7 +128,7 @@ class TestDeletion:
 
     def test_f27_what_was_ended_since_it_was_read_is_not_listed_twice(self, everifin, user):
         read_before = BankToken.objects.get()
-        assert tokens.forget(user)
+        assert grants.disconnect(user)
         read_before.delete()
         assert not PendingRevocation.objects.exists()
         assert not BankToken.objects.exists()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers
-from tests.runner import WITHOUT_KEYCLOAK, Counts, EveryDatabase, Run, chosen_databases
+from tests.support import servers
+from tests.support.runner import WITHOUT_KEYCLOAK, Counts, EveryDatabase, Run, chosen_databases
 
 REPORT = """<?xml version="1.0" encoding="utf-8"?>
 <testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10"/></testsuites>
@@ -88,7 +88,9 @@ def test_a_part_of_the_suite_does_not_start_keycloak(monkeypatch, labels, is_pla
 def test_keycloak_is_started_for_its_own_run_only(monkeypatch, tmp_path, name, is_left_out):
     """Also where one process plays all tests."""
     told = {}
-    monkeypatch.setattr("tests.runner.call", lambda *_, **environment: told.update(environment))
+    monkeypatch.setattr(
+        "tests.support.runner.call", lambda *_, **environment: told.update(environment)
+    )
     everything = EveryDatabase(databases=name, parallel=0, measures=False)
     everything.run_on(name, lambda: nullcontext("sqlite://:memory:"), [], tmp_path)
     assert (WITHOUT_KEYCLOAK in told) == is_left_out

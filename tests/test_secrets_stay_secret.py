@@ -27,9 +27,9 @@ from django.utils.log import AdminEmailHandler
 from django.views.debug import ExceptionReporter
 
 from everifin_django import signals
+from everifin_django.connections.grants import everifin_for
 from everifin_django.models import BankToken, PendingRevocation, SpentState
 from everifin_django.testing.sandbox import Sandbox
-from everifin_django.tokens import everifin_for
 
 LOGIN = "/everifin/login/"
 LOGOUT = "/everifin/logout/"
@@ -389,7 +389,7 @@ def test_the_objects_in_hand(canaries, walked, rf):
         accounts = list(everifin.accounts())
     assert accounts
     opened = row.open_token("access")
-    shown = [row, opened, everifin, everifin._lender.loan(), accounts, accounts[0].balances]
+    shown = [row, opened, everifin, everifin._source.access_token(), accounts, accounts[0].balances]
     for one in shown:
         texts = (repr(one), str(one), f"{one}", pformat(one), json.dumps(one, default=repr))
         assert canaries.in_("".join(texts)) == set()

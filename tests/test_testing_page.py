@@ -10,7 +10,7 @@ import pytest
 from everifin_django.testing import factories, plugin
 from everifin_django.testing.everifin import Everifin
 from everifin_django.testing.testcases import EverifinTestCase
-from tests import tiny_site
+from tests.support import tiny_site
 
 PAGE = tiny_site.PAGE.read_text(encoding="utf-8")
 FILES = dict(tiny_site.FILE.findall(PAGE))

@@ -15,12 +15,13 @@ from django.contrib import auth
 from django.urls import reverse
 from django.utils import timezone
 
-from everifin_django import oauth, tokens
 from everifin_django.backends import EverifinBackend
 from everifin_django.conf import conf
-from everifin_django.identity import Identity, forget_signing_keys
+from everifin_django.connections import grants
+from everifin_django.connections.refresh import client_pause
 from everifin_django.models import BankToken
-from everifin_django.refresh import client_pause
+from everifin_django.oauth import endpoints
+from everifin_django.oauth.id_token import Identity, clear_signing_keys
 from everifin_django.testing.adapter import mount
 from everifin_django.testing.sandbox import Sandbox
 from everifin_django.testing.sandbox.grants import identity
@@ -56,10 +57,10 @@ class Everifin(Sandbox):
         request, no call that counts, some three queries. *scope* defaults to that of the settings.
         """
         answer = self.grant(username, scope=scope or conf.scopes)
-        granted = oauth.read_tokens(answer, timezone.now())
+        granted = endpoints.read_tokens(answer, timezone.now())
         assert granted is not None
         who = Identity(self.issuer, self.user(username).sub)
-        return tokens.keep(user, granted, who)
+        return grants.save_grant(user, granted, who)
 
     def visit(self, client: Client, door: str, username: str = "alice", **data: str) -> Any:
         """
@@ -78,11 +79,11 @@ class Everifin(Sandbox):
         """
         connection = BankToken.objects.get(user=user)
         self.expire_tokens_of(self._claims(connection).get("sub", ""))
-        if connection.access_expires_at is None or connection.asked_at is None:
+        if connection.access_expires_at is None or connection.issued_at is None:
             return
         passed = connection.access_expires_at - timezone.now()
         BankToken.objects.filter(pk=connection.pk).update(
-            asked_at=connection.asked_at - passed,
+            issued_at=connection.issued_at - passed,
             access_expires_at=connection.access_expires_at - passed,
         )
 
@@ -112,11 +113,11 @@ def pretend_everifin() -> Iterator[Everifin]:
     Its addresses and client are those of the site's settings when the block begins.
     """
     everifin = Everifin(**as_in_settings(), redirect_uris=callbacks())
-    forget_signing_keys()
+    clear_signing_keys()
     client_pause.end()
     with mount(everifin):
         yield everifin
-    forget_signing_keys()
+    clear_signing_keys()
 
 
 def as_in_settings() -> dict[str, Any]:

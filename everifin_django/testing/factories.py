@@ -15,17 +15,17 @@ from django.conf import settings
 from django.utils import timezone
 
 from everifin_django.conf import conf
-from everifin_django.crypto import Place, Purpose, active_key, seal
-from everifin_django.identity import Identity
+from everifin_django.encryption import EncryptionContext, TokenKind, active_key, seal
 from everifin_django.models import BankToken, LoginSession, PendingRevocation, SpentState
+from everifin_django.oauth.id_token import Identity
 from everifin_django.secret import Secret
 
 
-def _sealed(text: str | None, connection_id: Any, user_pk: Any, purpose: Purpose) -> str:
+def _sealed(text: str | None, connection_id: Any, user_pk: Any, kind: TokenKind) -> str:
     if text is None:
         return ""
-    place = Place(str(connection_id), str(user_pk), purpose)
-    return seal(Secret(text), place, active_key())
+    context = EncryptionContext(str(connection_id), str(user_pk), kind)
+    return seal(Secret(text), context, active_key())
 
 
 class UserFactory(factory.django.DjangoModelFactory):
@@ -69,9 +69,9 @@ class BankTokenFactory(factory.django.DjangoModelFactory):
     )
     scope = "openid ais"
     token_version = 1
-    asked_at = factory.LazyFunction(timezone.now)
-    access_expires_at = factory.LazyAttribute(lambda row: row.asked_at + timedelta(minutes=5))
-    refresh_expires_at = factory.LazyAttribute(lambda row: row.asked_at + timedelta(minutes=30))
+    issued_at = factory.LazyFunction(timezone.now)
+    access_expires_at = factory.LazyAttribute(lambda row: row.issued_at + timedelta(minutes=5))
+    refresh_expires_at = factory.LazyAttribute(lambda row: row.issued_at + timedelta(minutes=30))
 
 
 class PendingRevocationFactory(factory.django.DjangoModelFactory):
@@ -107,5 +107,5 @@ class LoginSessionFactory(factory.django.DjangoModelFactory):
         model = LoginSession
 
     session_key = factory.Sequence(lambda number: f"{number:032x}")
-    idp_session = factory.LazyFunction(lambda: str(uuid.uuid4()))
+    sid = factory.LazyFunction(lambda: str(uuid.uuid4()))
     identity_digest = factory.Sequence(lambda number: f"{number:064x}")

@@ -7,7 +7,7 @@ from decimal import Decimal
 from django import template
 from django.utils.formats import number_format
 
-from everifin_django.bank import Direction, Transaction
+from everifin_django.bank.accounts import Direction, Transaction
 
 register = template.Library()
 

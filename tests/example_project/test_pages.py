@@ -13,7 +13,7 @@ from asgiref.sync import async_to_sync
 from django.db import connections
 from django.utils import timezone
 
-from everifin_django.bank import transaction_reader
+from everifin_django.bank.accounts import transaction_reader
 from example_project import chart
 from example_project.templatetags.money import MINUS, money, moved
 from tests.example_project import clean_environment

@@ -71,7 +71,7 @@ def manage(*arguments, **variables):
         ("EVERIFIN_USE_PKCE", "0", False),
         ("EVERIFIN_CREATE_USERS", "off", False),
         ("EVERIFIN_REFRESH_EVERY_VIEW", "True", True),
-        ("EVERIFIN_TIMEOUT_SECONDS", "2.5", 2.5),
+        ("EVERIFIN_CONNECT_TIMEOUT_SECONDS", "2.5", 2.5),
         ("EVERIFIN_DEADLINE_SECONDS", "8", 8),
         ("EVERIFIN_REFRESH_MARGIN_SECONDS", "30", 30),
         ("EVERIFIN_TRUSTED_PROXIES", "2", 2),
@@ -102,7 +102,7 @@ def test_a_variable_becomes_the_setting_of_its_name(settings_with, name, text, v
     ("name", "text"),
     [
         ("EVERIFIN_USE_PKCE", "perhaps"),
-        ("EVERIFIN_TIMEOUT_SECONDS", "soon"),
+        ("EVERIFIN_CONNECT_TIMEOUT_SECONDS", "soon"),
         ("EVERIFIN_TRUSTED_PROXIES", "1.5"),
         ("EVERIFIN_API_PATHS", "[]"),
         ("EVERIFIN_API_PATHS", "{"),
@@ -244,14 +244,14 @@ def test_a_server_is_told_what_to_set(module):
 def test_only_the_front_door_is_used():
     """What README does not name may change: the example does without."""
     documented = {
-        "everifin_django.bank",
+        "everifin_django.bank.accounts",
         "everifin_django.decorators",
         "everifin_django.exceptions",
-        "everifin_django.payments",
+        "everifin_django.bank.payments",
         "everifin_django.testing",
         "everifin_django.testing.sandbox",
         "everifin_django.testing.sandbox.server",
-        "everifin_django.tokens",
+        "everifin_django.connections.grants",
     }
     lines = [
         line.split()

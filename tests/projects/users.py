@@ -11,7 +11,7 @@ from django.contrib.auth.models import Group
 from django.core.management import call_command
 from django.test import Client
 
-from everifin_django import revocation
+from everifin_django.connections import revocation
 from everifin_django.models import BankToken, PendingRevocation
 from everifin_django.testing.factories import BankTokenFactory, UserFactory
 

@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.utils import timezone
 
-from everifin_django.crypto import new_key
+from everifin_django.encryption import new_key
 
 
 class Command(BaseCommand):

@@ -6,13 +6,13 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from everifin_django.revocation import purge_ended, revoke_due
+from everifin_django.connections.revocation import purge_ended, revoke_due
 
 
 class Command(BaseCommand):
     help = (
         "End the grants that wait in the outbox, and delete the tokens of connections that ended "
-        "more than EVERIFIN_KEEP_ENDED_DAYS ago. Run it every few minutes, by cron or a scheduler."
+        "more than EVERIFIN_RETENTION_DAYS ago. Run it every few minutes, by cron or a scheduler."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from everifin_django.conf import DEFAULT_KEY_PROVIDER, conf
-from everifin_django.crypto import active_key, is_known, parse_keys
-from everifin_django.rekey import UNREADABLE, keys_in_use, reseal
+from everifin_django.connections.key_rotation import UNREADABLE, keys_in_use, reseal
+from everifin_django.encryption import active_key, is_known, parse_keys
 
 
 class Command(BaseCommand):

@@ -1,0 +1,172 @@
+"""
+The outbox of refresh tokens that still have to be ended at Everifin.
+
+A token is put here in the same transaction that takes it from its connection, so a crash at any
+point leaves it either live in its connection or listed here.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from datetime import timedelta
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import models, router, transaction
+from django.utils import timezone
+
+from everifin_django.conf import conf
+from everifin_django.encryption import EncryptionContext, Key, active_key, seal
+from everifin_django.exceptions import EverifinError, RefusedError, TokenUnreadableError
+from everifin_django.models import BankToken, DatabaseNow, PendingRevocation, in_database_seconds
+from everifin_django.oauth.endpoints import TokenSet, end_session
+from everifin_django.secret import Secret
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF_SECONDS = 60
+LONGEST_BACKOFF_SECONDS = 3600
+
+
+def enqueue(connection: BankToken, reason: str) -> PendingRevocation | None:
+    """
+    Put the connection's refresh token into the outbox as it lies there; None if it has none. One
+    query, no key.
+    """
+    if not connection.refresh_ciphertext:
+        return None
+    return PendingRevocation.objects.create(
+        connection_id=connection.pk,
+        user_pk=str(connection.user_id),
+        refresh_ciphertext=connection.refresh_ciphertext,
+        reason=reason,
+        expires_at=connection.refresh_expires_at,
+    )
+
+
+def enqueue_on_delete(connection: BankToken, using: str) -> None:
+    """
+    Put what a connection that is being deleted holds by now into the outbox. Three queries; to be
+    called in the transaction that deletes it.
+
+    *connection* may have been read long before: what was refreshed since then is in the row alone.
+    An UPDATE locks the row on every database, so a refresh has either stored before it, or finds no
+    row afterwards and ends what it was given.
+    """
+    row = BankToken.objects.using(using).filter(pk=connection.pk)
+    if row.update(token_version=models.F("token_version") + 1):
+        enqueue(row.get(), "deleted")
+
+
+def enqueue_token(
+    context: EncryptionContext, refresh_token: Secret, reason: str, key: Key
+) -> PendingRevocation:
+    """
+    Put a refresh token that was not stored into the outbox, sealed with *key* for *context*. One
+    query.
+    """
+    return PendingRevocation.objects.create(
+        connection_id=context.connection_id,
+        user_pk=context.user_pk,
+        refresh_ciphertext=seal(refresh_token, context, key),
+        reason=reason,
+    )
+
+
+def revoke_unused(tokens: TokenSet, reason: str) -> None:
+    """
+    End a grant that no user will have. Four queries and one request; a failure waits in the outbox.
+
+    A grant that shares its session at Everifin with a live connection is left to end with that: to
+    end it now would end the connection too.
+    """
+    in_session = BankToken.objects.exclude(sid="").filter(sid=tokens.sid)
+    if tokens.refresh is not None and not in_session.exists():
+        context = EncryptionContext(connection_id=str(uuid.uuid4()), user_pk="", kind="refresh")
+        revoke(enqueue_token(context, tokens.refresh, reason, active_key()))
+
+
+def revoke(pending: PendingRevocation) -> bool:
+    """
+    End one token at Everifin; return whether it is ended. A failure stays in the outbox, with the
+    time of its next try.
+
+    Two queries and one request; none if another process has just taken the same entry. Never raises
+    an EverifinError.
+    """
+    backoff_seconds = min(FIRST_BACKOFF_SECONDS * 2**pending.attempts, LONGEST_BACKOFF_SECONDS)
+    # The count of attempts is the claim: of two processes that read the same entry, one finds it
+    # changed.
+    entry = PendingRevocation.objects.filter(pk=pending.pk)
+    claimed = entry.filter(attempts=pending.attempts).update(
+        attempts=pending.attempts + 1, retry_after=in_database_seconds(backoff_seconds)
+    )
+    if not claimed:
+        return False
+    try:
+        end_session(pending.open_token())
+    except (EverifinError, ImproperlyConfigured) as error:
+        failure = _reason(error)
+        entry.update(last_error=failure)
+        logger.warning(
+            "The grant of connection %s is not ended yet: %s.", pending.connection_id, failure
+        )
+        return False
+    entry.delete()
+    logger.info("The grant of connection %s is ended.", pending.connection_id)
+    return True
+
+
+def revoke_due() -> tuple[int, int]:
+    """
+    End what is due in the outbox; return how many entries are gone and how many are left.
+
+    One query for the list, and for each entry two queries and one request. Tokens past their own
+    end are dropped unasked.
+    """
+    before = PendingRevocation.objects.count()
+    PendingRevocation.objects.filter(expires_at__lt=DatabaseNow()).delete()
+    due = PendingRevocation.objects.filter(
+        models.Q(retry_after=None) | models.Q(retry_after__lt=DatabaseNow())
+    )
+    for pending in due.order_by("pk").iterator():
+        revoke(pending)
+    left = PendingRevocation.objects.count()
+    return max(0, before - left), left
+
+
+def purge_ended() -> int:
+    """
+    Empty the connections whose users have not connected again for EVERIFIN_RETENTION_DAYS; return
+    how many.
+
+    Their refresh tokens go to the outbox: what cannot be used here may still live at Everifin. One
+    query for the list, and two for each connection.
+    """
+    long_ago = timezone.now() - timedelta(days=conf.retention_days)
+    return sum(_empty(row) for row in BankToken.objects.ended_before(long_ago).iterator())
+
+
+def _empty(row: BankToken) -> bool:
+    """Whether *row* was emptied; not if it was connected again since it was read."""
+    same_version = BankToken.objects.filter(
+        pk=row.pk, token_version=row.token_version, status=row.status
+    )
+    with transaction.atomic(using=router.db_for_write(BankToken)):
+        is_emptied = same_version.update(
+            access_ciphertext="",
+            refresh_ciphertext="",
+            id_ciphertext="",
+            token_version=row.token_version + 1,
+        )
+        if is_emptied:
+            enqueue(row, "purged")
+    return bool(is_emptied)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImproperlyConfigured):
+        return "misconfigured"
+    if isinstance(error, TokenUnreadableError):
+        return "unreadable"
+    return (error.code or "refused") if isinstance(error, RefusedError) else "unavailable"

@@ -1,0 +1,277 @@
+"""
+Speak to Everifin's identity provider as its client: exchange a code, refresh a grant, end it.
+
+Each call goes out over a connection of its own: with a kept-alive one nobody can tell whether a
+request that met a closing connection was carried out, and a rotated refresh token is worth more
+than a handshake.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from urllib.parse import quote_plus, urlencode
+
+from django.utils import timezone
+
+from everifin_django.conf import conf
+from everifin_django.exceptions import (
+    AnswerError,
+    AnswerLostError,
+    APIError,
+    RefusedError,
+    UnavailableError,
+)
+from everifin_django.http.client import Answer, send
+from everifin_django.secret import Secret
+
+MAX_BYTES = 64 * 1024
+MAX_LIFETIME_SECONDS = 24 * 3600
+UNSTATED_LIFETIME_SECONDS = 60
+MAX_SECONDS = 10 * 365 * 24 * 3600
+ERROR = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
+Form = Mapping[str, "str | Secret"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSet:
+    """
+    What the token endpoint gave.
+
+    Units: *issued_at* is the moment before the request was sent, from which both expiries count;
+    *refresh_expires_at* is None where Everifin names no end.
+    """
+
+    access: Secret
+    refresh: Secret | None
+    id: Secret | None
+    scope: str
+    sid: str
+    issued_at: datetime
+    expires_at: datetime
+    refresh_expires_at: datetime | None
+
+
+def exchange_code(code: Secret, *, redirect_uri: str, code_verifier: Secret | None) -> TokenSet:
+    """
+    Return the tokens for a login code.
+
+    One request. Errors: RefusedError with the OAuth error as ``code``; UnavailableError;
+    AnswerError.
+    Source: RFC 6749, section 4.1.3; RFC 7636, section 4.5.
+    """
+    form: dict[str, str | Secret] = {
+        "grant_type": "authorization_code",
+        "code": code,
+        "redirect_uri": redirect_uri,
+    }
+    if code_verifier is not None:
+        form["code_verifier"] = code_verifier
+    return _ask_for_tokens(form)
+
+
+def refresh(refresh_token: Secret, *, deadline_seconds: float | None = None) -> TokenSet:
+    """
+    Return the tokens that follow *refresh_token*, which may be spent from now on.
+
+    One request, without ``scope``: what the user granted stays granted.
+    Errors: RefusedError with the OAuth error as ``code``; UnreachableError if nothing was sent;
+    AnswerLostError if the token may have been spent; UnavailableError for everything that is no
+    answer in OAuth's own words.
+    Source: RFC 6749, section 6.
+    """
+    form: Form = {"grant_type": "refresh_token", "refresh_token": refresh_token}
+    return _ask_for_tokens(form, deadline_seconds=deadline_seconds)
+
+
+def end_session(refresh_token: Secret, *, deadline_seconds: float | None = None) -> None:
+    """
+    End the session at Everifin that *refresh_token* belongs to. A token that is dead already counts
+    as ended.
+
+    One request. An access token stays good for the rest of its life.
+    Errors: RefusedError (the client is refused); UnavailableError.
+    Source: Everifin documents that logout ends the refresh token; the form fields are Keycloak's
+    (inferred).
+    """
+    answer = _post("logout", {"refresh_token": refresh_token}, deadline_seconds=deadline_seconds)
+    # Also 200 is no logout: it may be the page of a proxy that never asked Everifin.
+    if answer.status != 204 and _refusal(answer) != "invalid_grant":
+        raise _failure(answer)
+
+
+def logout_page(id_token: Secret | None) -> str:
+    """
+    Return the address that ends a browser's session at Everifin and leads it back to
+    EVERIFIN_POST_LOGOUT_REDIRECT_URI.
+
+    The ID token says whose session it is, so Everifin need not ask the user. No request.
+    Source: OpenID Connect RP-Initiated Logout 1.0, section 2; Keycloak before version 18 takes
+    ``redirect_uri``. That Everifin's logout is Keycloak's is inferred.
+    """
+    back = conf.post_logout_redirect_uri or ""
+    if conf.legacy_logout:
+        query = {"redirect_uri": back}
+    else:
+        # The state says nothing to us: nothing hangs on the return. Some servers want one.
+        state = secrets.token_urlsafe(32)
+        query = {
+            "client_id": conf.client_id,
+            "post_logout_redirect_uri": back,
+            "state": state,
+        }
+        if id_token is not None:
+            query["id_token_hint"] = id_token.reveal()
+    return f"{conf.endpoint('logout')}?{urlencode(query)}"
+
+
+def _ask_for_tokens(form: Form, *, deadline_seconds: float | None = None) -> TokenSet:
+    issued_at = timezone.now()
+    answer = _post("token", form, deadline_seconds=deadline_seconds)
+    if answer.status != 200:
+        raise _failure(answer)
+    return _token_set(answer, issued_at)
+
+
+def _post(endpoint: str, form: Form, *, deadline_seconds: float | None) -> Answer:
+    headers: dict[str, str | Secret] = {
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+    }
+    if conf.client_auth == "client_secret_basic":
+        headers["Authorization"] = _basic_authorization()
+    else:
+        form = {**form, "client_id": conf.client_id, "client_secret": Secret(conf.client_secret)}
+    return send(
+        "POST",
+        conf.endpoint(endpoint),
+        headers=headers,
+        form=form,
+        max_bytes=MAX_BYTES,
+        deadline_seconds=deadline_seconds,
+        fresh_connection=True,
+    )
+
+
+def _basic_authorization() -> Secret:
+    """Source: RFC 6749, section 2.3.1: both halves are form-encoded first."""
+    pair = Secret(f"{quote_plus(conf.client_id)}:{quote_plus(conf.client_secret)}")
+    return Secret("Basic " + base64.b64encode(pair.reveal().encode()).decode())
+
+
+def _refusal(answer: Answer) -> str | None:
+    """
+    The OAuth error of an answer (RFC 6749, section 5.2), or None: an error page of a proxy is not
+    one.
+    """
+    if answer.status not in {400, 401}:
+        return None
+    try:
+        decoded = answer.json()
+    except AnswerError:
+        return None
+    error = decoded.get("error") if isinstance(decoded, dict) else None
+    return error if isinstance(error, str) and ERROR.fullmatch(error) else None
+
+
+def _failure(answer: Answer) -> APIError:
+    code = _refusal(answer)
+    if code is not None:
+        return answer.error(RefusedError, f"and refused: {code}", code=code)
+    # Behind the last two, a gateway gave up waiting for a server that may have done the work.
+    is_maybe_done = answer.status < 300 or answer.status in {502, 504}
+    kind = AnswerLostError if is_maybe_done else UnavailableError
+    return answer.error(kind, "without an OAuth error")
+
+
+def _token_set(answer: Answer, issued_at: datetime) -> TokenSet:
+    """
+    The decoded answer. Errors: AnswerLostError, because a new refresh token may have been in what
+    is unreadable.
+    """
+    tokens = _decoded(answer, issued_at)
+    if tokens is None:
+        raise answer.error(AnswerLostError, "without usable tokens")
+    return tokens
+
+
+def _decoded(answer: Answer, issued_at: datetime) -> TokenSet | None:
+    try:
+        return read_tokens(answer.json(), issued_at)
+    except (AnswerError, ValueError):
+        return None
+
+
+def read_tokens(decoded: Any, issued_at: datetime) -> TokenSet | None:
+    """
+    Return what the token endpoint's decoded answer holds, None if that is no access token.
+
+    Errors: ValueError if what stands for a token is none.
+    Source: RFC 6749, section 5.1.
+    """
+    if not isinstance(decoded, dict) or str(decoded.get("token_type")).lower() != "bearer":
+        return None
+    access = _token(decoded, "access_token")
+    stated = decoded.get("expires_in")
+    seconds = UNSTATED_LIFETIME_SECONDS if stated is None else _seconds(stated)
+    if access is None or seconds is None:
+        return None
+    # Only a hint: nothing is refused for it. Keycloak writes 0 for a token without an end.
+    refresh_seconds = _seconds(decoded.get("refresh_expires_in"))
+    return TokenSet(
+        access=access,
+        refresh=_token(decoded, "refresh_token"),
+        id=_token(decoded, "id_token"),
+        scope=_text(decoded.get("scope"), 1024),
+        sid=_text(decoded.get("session_state"), 255),
+        issued_at=issued_at,
+        expires_at=issued_at + timedelta(seconds=min(seconds, MAX_LIFETIME_SECONDS)),
+        refresh_expires_at=issued_at + timedelta(seconds=refresh_seconds)
+        if refresh_seconds
+        else None,
+    )
+
+
+def _token(decoded: Mapping[str, Any], name: str) -> Secret | None:
+    """The token of this name, None if there is none. Errors: ValueError if it is not one."""
+    if decoded.get(name) is None:
+        return None
+    if not _is_token(decoded[name]):
+        raise ValueError(f"{name} is not a token")
+    return Secret(decoded[name])
+
+
+def _is_token(value: Any) -> bool:
+    """Source: RFC 6749, appendices A.12 and A.17: printable ASCII. No space, for the header."""
+    return (
+        isinstance(value, str)
+        and bool(value)
+        and value.isascii()
+        and value.isprintable()
+        and " " not in value
+    )
+
+
+def _seconds(value: Any) -> int | None:
+    """
+    A lifetime, at most MAX_SECONDS and not below 0; None if it is none.
+
+    Source: RFC 6749, section 5.1, has a number; a text of digits is met as well.
+    """
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 12:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        return None
+    return int(min(max(value, 0), MAX_SECONDS))
+
+
+def _text(value: Any, longest: int) -> str:
+    return value if isinstance(value, str) and len(value) <= longest and value.isprintable() else ""

@@ -1,0 +1,188 @@
+"""
+The way to Everifin and back, as the visitor's session remembers it.
+
+A flow is begun by a POST, lives ten minutes in this very session, and ends with the first answer
+that names its state: the state is burned by inserting its hash, so of two answers at once only one
+goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import unicodedata
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from urllib.parse import unquote
+
+from django.conf import settings
+from django.contrib import auth
+from django.contrib.sessions.backends.base import UpdateError
+from django.core.exceptions import ImproperlyConfigured
+from django.db import IntegrityError, router, transaction
+from django.http import HttpRequest
+from django.shortcuts import resolve_url
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.http import url_has_allowed_host_and_scheme
+
+from everifin_django.conf import conf
+from everifin_django.exceptions import LoginError
+from everifin_django.models import SpentState
+from everifin_django.secret import Secret
+
+SESSION_KEY = "everifin_flows"
+MAX_FLOWS = 10
+LIFETIME_SECONDS = 600
+SPENT_STATES_KEPT = timedelta(hours=1)
+MAX_NEXT_LENGTH = 2000
+
+
+class FlowKind(StrEnum):
+    LOGIN = "login"
+    CONNECT = "connect"
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One login or connection under way. *user_pk* is the user who connects, empty for a login."""
+
+    kind: FlowKind
+    user_pk: str
+    issuer: str
+    redirect_uri: str
+    next_url: str
+    nonce: str = field(repr=False)
+    code_verifier: str | None = field(repr=False)
+    started: float = field(default_factory=time.time)
+
+    @property
+    def started_at(self) -> datetime:
+        return datetime.fromtimestamp(self.started, UTC)
+
+    @property
+    def verifier(self) -> Secret | None:
+        return None if self.code_verifier is None else Secret(self.code_verifier)
+
+
+def begin(request: HttpRequest, state: str, flow: Flow) -> None:
+    """Remember *flow* in the session under *state*, and forget the oldest beyond ten."""
+    flows = dict(request.session.get(SESSION_KEY, {}))
+    while len(flows) >= MAX_FLOWS:
+        del flows[min(flows, key=lambda one: flows[one]["started"])]
+    request.session[SESSION_KEY] = {**flows, state: asdict(flow)}
+
+
+def finish(request: HttpRequest, state: Secret) -> Flow:
+    """
+    Return the flow that *state* names, which no other request will get.
+
+    Two short statements and the session saved, before anything is sent. Errors: LoginError if the
+    state is not of this session, too old, or spent.
+    """
+    flow = _take_out(request, state)
+    try:
+        request.session.save()
+    except UpdateError:
+        # A logout in another tab has just ended the session, and this flow with it.
+        raise LoginError("session_ended") from None
+    if not consume_once(state.reveal()):
+        raise LoginError("state_spent")
+    if time.time() - flow.started > LIFETIME_SECONDS:
+        raise LoginError("state_expired")
+    if flow.issuer != conf.issuer:
+        raise LoginError("issuer_changed")
+    return flow
+
+
+def consume_once(text: str) -> bool:
+    """
+    Spend *text*, which serves once; return whether it was still whole. Two short statements.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    alias = router.db_for_write(SpentState)
+    try:
+        with transaction.atomic(using=alias):
+            SpentState.objects.using(alias).create(digest=digest)
+    except IntegrityError:
+        return False
+    SpentState.objects.using(alias).filter(spent_at__lt=timezone.now() - SPENT_STATES_KEPT).delete()
+    return True
+
+
+def reread_session(request: HttpRequest) -> None:
+    """
+    Take the session up as it is now: while Everifin was asked, another tab may have changed it.
+
+    One query more for a user. Errors: LoginError if somebody logged in or out meanwhile, or the
+    user was deactivated.
+    """
+    user_pk = request.session.get(auth.SESSION_KEY)
+    request.session = type(request.session)(request.session.session_key)
+    if request.session.get(auth.SESSION_KEY) != user_pk or not _is_still_here(request.user):
+        raise LoginError("user_changed")
+
+
+def redirect_uri(request: HttpRequest) -> str:
+    """
+    Return where Everifin sends the visitor back to: EVERIFIN_REDIRECT_URI, or this site's callback.
+
+    Errors: ImproperlyConfigured without the setting when ALLOWED_HOSTS leaves it to the request
+    what this site is called.
+    """
+    if conf.redirect_uri:
+        return conf.redirect_uri
+    if not hosts_are_named():
+        raise ImproperlyConfigured(
+            "Set EVERIFIN_REDIRECT_URI: ALLOWED_HOSTS has a wildcard, so the address cannot be "
+            "taken from the request."
+        )
+    return request.build_absolute_uri(reverse("everifin_django:callback"))
+
+
+def hosts_are_named() -> bool:
+    """Does ALLOWED_HOSTS name each host, or leave it to DEBUG, which allows this machine only?"""
+    return all(host != "*" and not host.startswith(".") for host in settings.ALLOWED_HOSTS)
+
+
+def safe_next(request: HttpRequest, url: Any) -> str:
+    """
+    Return *url* if it stays on this site, else an empty string.
+
+    Also as a proxy or browser might read it: with its escapes decoded and its letters folded.
+    """
+    if not isinstance(url, str) or len(url) > MAX_NEXT_LENGTH:
+        return ""
+    hosts, is_secure = {request.get_host()}, request.is_secure()
+    is_safe = all(
+        url_has_allowed_host_and_scheme(reading, hosts, require_https=is_secure)
+        for reading in (url, unicodedata.normalize("NFKC", unquote(url)))
+    )
+    return url if is_safe else ""
+
+
+def next_or_default(request: HttpRequest, url: Any) -> str:
+    return safe_next(request, url) or resolve_url(settings.LOGIN_REDIRECT_URL)
+
+
+def _is_still_here(user: Any) -> bool:
+    """Is the user active by now? A visitor is nobody, which does not change."""
+    if not user.is_authenticated:
+        return True
+    now: Any = auth.get_user_model()._base_manager.filter(pk=user.pk).first()
+    return now is not None and bool(now.is_active)
+
+
+def _take_out(request: HttpRequest, state: Secret) -> Flow:
+    # What holds verifiers in clear text stays in this frame, where nothing else can fail.
+    flows = dict(request.session.get(SESSION_KEY, {}))
+    record = flows.pop(state.reveal(), None)
+    if record is None:
+        raise LoginError("state_unknown")
+    request.session[SESSION_KEY] = flows
+    # Saved at once by the caller. Saved again at the end of the request, it would overwrite what
+    # another tab has changed meanwhile.
+    request.session.modified = False
+    return Flow(**{**record, "kind": FlowKind(record["kind"])})

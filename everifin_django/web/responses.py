@@ -1,0 +1,211 @@
+"""
+How a failure is answered: a browser is sent to the connect page and back, a script gets
+problem+json, htmx its header.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.shortcuts import render, resolve_url
+from django.urls import get_script_prefix, reverse
+from django.utils.cache import add_never_cache_headers
+from django.utils.translation import gettext as _
+
+from everifin_django.backends import login_backend
+from everifin_django.conf import conf
+from everifin_django.exceptions import (
+    ConsentExpiredError,
+    EverifinError,
+    PaymentUncertainError,
+    ScopeMissingError,
+    TokenMissingError,
+    TokenUnreadableError,
+    UnavailableError,
+)
+from everifin_django.web.notices import (
+    ENDED,
+    NOTICES,
+    PAYMENT_UNCERTAIN,
+    SCOPE_MISSING,
+    UNAVAILABLE,
+)
+
+logger = logging.getLogger(__name__)
+security_logger = logging.getLogger("everifin_django.security")
+
+NOTICE_SESSION_KEY = "everifin_notice"
+DEFAULT_RETRY_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a person can do next: a link's text and address."""
+
+    label: str
+    url: str
+
+
+def start_again(request: HttpRequest) -> Action:
+    """Return the step to the page with the button."""
+    return Action(_("Start again"), _connect_or_login_page(request))
+
+
+def _once_more(request: HttpRequest) -> Action | None:
+    # A form that was sent cannot be sent again by a link.
+    is_repeatable = request.method in ("GET", "HEAD")
+    return Action(_("Try again"), request.get_full_path()) if is_repeatable else None
+
+
+def answer_for(request: HttpRequest, error: Exception) -> HttpResponse | None:
+    """
+    Return the answer to a request that *error* ended, or None if it is a matter for the site's
+    developer.
+
+    The user has to act: 302 to the connect page, 401 problem+json, or HX-Redirect. Everifin or the
+    operator has to: 503 with Retry-After; the user is not asked to connect again. A payment may
+    have been made or not: 502, and nothing that leads to paying again.
+    """
+    if isinstance(error, TokenMissingError | ConsentExpiredError | ScopeMissingError):
+        _warn_of_scopes_never_asked_for(error)
+        return _ask_to_connect(request, error)
+    if isinstance(error, UnavailableError | TokenUnreadableError):
+        if isinstance(error, TokenUnreadableError):
+            logger.error("A stored token cannot be read: %s", error)
+        return unavailable(request, getattr(error, "retry_after_seconds", None))
+    if isinstance(error, PaymentUncertainError):
+        logger.error("A payment may have been made or not: %s", error)
+        return _payment_uncertain(request)
+    return None
+
+
+def _payment_uncertain(request: HttpRequest) -> HttpResponse:
+    if wants_page(request):
+        return error_page(request, PAYMENT_UNCERTAIN, status=502)
+    return problem(502, "payment-uncertain", str(NOTICES[PAYMENT_UNCERTAIN].title))
+
+
+def unavailable(
+    request: HttpRequest, retry_after_seconds: float | None, *, action: Action | None = None
+) -> HttpResponse:
+    """
+    Return 503 with Retry-After, as a page or as problem+json. The page leads to *action*, or to
+    itself once more.
+    """
+    response: HttpResponse
+    if wants_page(request):
+        response = error_page(
+            request, UNAVAILABLE, status=503, action=action or _once_more(request)
+        )
+    else:
+        response = problem(503, "unavailable", str(NOTICES[UNAVAILABLE].title))
+    response["Retry-After"] = str(max(1, math.ceil(retry_after_seconds or DEFAULT_RETRY_SECONDS)))
+    return response
+
+
+def error_page(
+    request: HttpRequest, notice: str, *, status: int, action: Action | None = None
+) -> HttpResponse:
+    """Return the page that says what happened, and leads to *action* or back to the site."""
+    context = {"notice": NOTICES[notice], "action": action, "home": get_script_prefix()}
+    response = render(request, "everifin_django/error.html", context, status=status)
+    add_never_cache_headers(response)
+    return response
+
+
+def problem(status: int, kind: str, title: str, **members: Any) -> JsonResponse:
+    """Return problem+json. Source: RFC 9457."""
+    body = {"type": f"urn:everifin-django:{kind}", "title": title, "status": status, **members}
+    response = JsonResponse(body, status=status, content_type="application/problem+json")
+    add_never_cache_headers(response)
+    return response
+
+
+def wants_page(request: HttpRequest) -> bool:
+    """Did a person ask for a page, rather than a script for data?"""
+    if request.headers.get("X-Requested-With") == "XMLHttpRequest":
+        return False
+    mode = request.headers.get("Sec-Fetch-Mode")
+    if mode is not None:
+        return mode == "navigate"
+    return request.get_preferred_type(
+        ["text/html", "application/json", "application/problem+json"]
+    ) in (None, "text/html")
+
+
+def _ask_to_connect(request: HttpRequest, error: EverifinError) -> HttpResponse:
+    url, notice = _page_to_connect(request), _notice_of(error)
+    if notice:
+        security_logger.info("User %s is asked to connect again: %s.", request.user.pk, notice)
+    is_htmx = request.headers.get("HX-Request") == "true"
+    if not is_htmx and not wants_page(request):
+        kind, title = _problem_of(error)
+        return problem(401, kind, title, connect_url=request.build_absolute_uri(url))
+    if notice:
+        request.session[NOTICE_SESSION_KEY] = notice
+    response = HttpResponse(headers={"HX-Redirect": url}) if is_htmx else HttpResponseRedirect(url)
+    add_never_cache_headers(response)
+    return response
+
+
+def _warn_of_scopes_never_asked_for(error: EverifinError) -> None:
+    missing = error.missing if isinstance(error, ScopeMissingError) else frozenset()
+    if never_asked_for := missing - set(conf.scopes.split()):
+        logger.error(
+            "A view needs the scope %s, which EVERIFIN_SCOPES does not ask for: connecting again "
+            "will not help.",
+            " ".join(sorted(never_asked_for)),
+        )
+
+
+def _problem_of(error: EverifinError) -> tuple[str, str]:
+    if isinstance(error, ScopeMissingError):
+        return "scope-missing", str(NOTICES[SCOPE_MISSING].title)
+    return "not-connected", _("Everifin is not connected.")
+
+
+def _notice_of(error: EverifinError) -> str:
+    """What the connect page says first. Who never connected needs no explanation."""
+    if isinstance(error, ScopeMissingError):
+        return SCOPE_MISSING
+    return ENDED if isinstance(error, ConsentExpiredError) else ""
+
+
+def _page_to_connect(request: HttpRequest) -> str:
+    page = _connect_or_login_page(request)
+    back = _page_to_return_to(request)
+    return f"{page}{'&' if '?' in page else '?'}{urlencode({'next': back})}" if back else page
+
+
+def _connect_or_login_page(request: HttpRequest) -> str:
+    if request.user.is_authenticated:
+        return reverse("everifin_django:connect")
+    if login_backend() is not None:
+        return reverse("everifin_django:login")
+    return resolve_url(settings.LOGIN_URL)
+
+
+def _page_to_return_to(request: HttpRequest) -> str:
+    """
+    The page the visitor sees. A form that was sent is not returned to: a redirect cannot send it
+    again.
+    """
+    if "HX-Current-URL" in request.headers:
+        return _path_of(request.headers["HX-Current-URL"])
+    is_page = request.method in ("GET", "HEAD") and wants_page(request)
+    return request.get_full_path() if is_page else ""
+
+
+def _path_of(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    is_page = parts.path.startswith("/")
+    return urlunsplit(("", "", parts.path, parts.query, "")) if is_page else ""

@@ -1,0 +1,393 @@
+"""
+The auth_view_decorators: begin a login or connection, take it back, log out, disconnect.
+
+Each reads the request, calls below and redirects. None runs in the transaction of an
+ATOMIC_REQUESTS site: a grant that has been exchanged must not be lost by a rollback.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any, cast
+
+from django.conf import settings
+from django.contrib import auth
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.asgi import ASGIRequest
+from django.db import transaction
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.shortcuts import render, resolve_url
+from django.urls import get_script_prefix, reverse
+from django.utils.decorators import method_decorator
+from django.utils.http import urlencode
+from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
+from django.views.decorators.cache import never_cache
+from django.views.decorators.clickjacking import xframe_options_deny
+from django.views.decorators.csrf import csrf_exempt, csrf_protect
+from django.views.decorators.debug import sensitive_post_parameters
+from django.views.generic import View
+from mozilla_django_oidc.views import OIDCAuthenticationCallbackView, OIDCAuthenticationRequestView
+
+from everifin_django.backends import EverifinBackend, Grant, login_backend, oidc_setting
+from everifin_django.conf import conf
+from everifin_django.connections import grants, revocation
+from everifin_django.exceptions import (
+    APIError,
+    IdentityTakenError,
+    LoginError,
+    RefusedError,
+    TokenUnreadableError,
+    UnavailableError,
+)
+from everifin_django.models import BankToken
+from everifin_django.oauth import endpoints
+from everifin_django.secret import Secret
+from everifin_django.web import backchannel_logout, login_flow, notices
+from everifin_django.web.login_flow import Flow, FlowKind
+from everifin_django.web.responses import (
+    NOTICE_SESSION_KEY,
+    Action,
+    error_page,
+    start_again,
+    unavailable,
+)
+
+security_logger = logging.getLogger("everifin_django.security")
+
+LONGEST_PARAMETERS = {
+    "state": 128,
+    "code": 2048,
+    "iss": 255,
+    "session_state": 255,
+    "error": 64,
+    "error_description": 2048,
+    "error_uri": 2048,
+}
+"""
+What an authorization answer may carry, and how much of it. Source: RFC 6749, 4.1.2; RFC 9207;
+Keycloak.
+"""
+
+NO_CODE = Secret("")
+NOTICE_OF_ERROR = {"access_denied": notices.CANCELLED, "invalid_scope": notices.FAILED}
+NOTICE_OF_OUTAGE = ("temporarily_unavailable", "server_error")
+STATUSES = {notices.TAKEN: 409, notices.NO_USER: 403}
+"""The status of the page that says so; 400 for all others."""
+
+auth_view_decorators = [
+    method_decorator(transaction.non_atomic_requests, name="dispatch"),
+    method_decorator(never_cache, name="dispatch"),
+    method_decorator(csrf_protect, name="dispatch"),
+    method_decorator(xframe_options_deny, name="dispatch"),
+]
+
+
+def auth_view(view: type[View]) -> Any:
+    for decorate in auth_view_decorators:
+        view = decorate(view)
+    return view
+
+
+class StartView(OIDCAuthenticationRequestView):
+    """A page with one button on GET; on POST, on to Everifin."""
+
+    http_method_names = ["get", "head", "post", "options"]
+    get_settings = staticmethod(oidc_setting)
+    kind: FlowKind
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        context = {
+            "kind": self.kind,
+            "next": login_flow.safe_next(request, request.GET.get("next", "")),
+            "notice": notices.NOTICES.get(request.session.pop(NOTICE_SESSION_KEY, "")),
+        }
+        return render(request, "everifin_django/start.html", context)
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        redirect_uri = login_flow.redirect_uri(request)
+        # mozilla-django-oidc keeps its states in the session under names that belong to the site's
+        # other login, if it has one. So it gets an empty session of its own, and what it left there
+        # becomes our flow. The page to go to is read below, by no other login's settings.
+        scratch: Any = copy.copy(request)
+        scratch.session = {}
+        scratch.GET = QueryDict()
+        scratch.everifin_redirect_uri = redirect_uri
+        response: HttpResponse = super().get(scratch)
+        ((state, record),) = scratch.session["oidc_states"].items()
+        flow = Flow(
+            kind=self.kind,
+            user_pk=_user_pk(request),
+            issuer=conf.issuer,
+            redirect_uri=redirect_uri,
+            next_url=login_flow.safe_next(request, request.POST.get("next", "")),
+            nonce=record["nonce"],
+            code_verifier=record["code_verifier"],
+        )
+        login_flow.begin(request, state, flow)
+        return response
+
+    def get_extra_params(self, request: Any) -> dict[str, str]:
+        return {"redirect_uri": request.everifin_redirect_uri}
+
+
+@auth_view
+class LoginView(StartView):
+    """Log a visitor in with Everifin."""
+
+    kind = FlowKind.LOGIN
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        _login_backend()
+        if request.user.is_authenticated:
+            asked_for = request.POST.get("next") or request.GET.get("next")
+            return HttpResponseRedirect(login_flow.next_or_default(request, asked_for))
+        return super().dispatch(request, *args, **kwargs)
+
+
+@auth_view
+class ConnectView(StartView):
+    """Connect Everifin to the user who is logged in."""
+
+    kind = FlowKind.CONNECT
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        if not request.user.is_authenticated:
+            return redirect_to_login(request.get_full_path())
+        return super().dispatch(request, *args, **kwargs)
+
+
+@auth_view
+class CallbackView(OIDCAuthenticationCallbackView):
+    """
+    Take a visitor back from Everifin. The answer is a redirect, or a page that says what went
+    wrong.
+    """
+
+    http_method_names = ["get"]
+    get_settings = staticmethod(oidc_setting)
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        try:
+            response = self._handle_response(request, _parameters(request))
+        except LoginError as error:
+            response = _stopped(request, error.reason, notices.of_reason(error.reason))
+        response["Referrer-Policy"] = "no-referrer"
+        return response
+
+    def _handle_response(self, request: HttpRequest, parameters: dict[str, Secret]) -> HttpResponse:
+        flow = login_flow.finish(request, parameters["state"])
+        if "iss" not in parameters and conf.require_iss:
+            raise LoginError("issuer_missing")
+        if parameters.get("iss", Secret(conf.issuer)) != Secret(conf.issuer):
+            raise LoginError("issuer_foreign")
+        if "error" in parameters:
+            return self._refused_at_everifin(request, flow, parameters["error"].reveal())
+        if parameters.get("code", NO_CODE) == NO_CODE:
+            raise LoginError("code_missing")
+        if _user_pk(request) != flow.user_pk:
+            # A login is begun by nobody yet, a connection by the user it is for.
+            raise LoginError("user_changed")
+        return self._exchange_code(request, flow, parameters["code"])
+
+    def _refused_at_everifin(self, request: HttpRequest, flow: Flow, error: str) -> HttpResponse:
+        """
+        The visitor cancelled, or Everifin could not: back to the page with the button, with a
+        sentence.
+        """
+        outage = notices.UNAVAILABLE if error in NOTICE_OF_OUTAGE else notices.FAILED
+        notice = NOTICE_OF_ERROR.get(error, outage)
+        security_logger.info("A %s with Everifin ended there: %s.", flow.kind, notice)
+        return _start_again(request, flow, notice)
+
+    def _exchange_code(self, request: HttpRequest, flow: Flow, code: Secret) -> HttpResponse:
+        backend = _login_backend() if flow.kind == FlowKind.LOGIN else EverifinBackend()
+        try:
+            grant = backend.exchange_code(code, flow)
+        except (UnavailableError, RefusedError) as error:
+            return self._not_exchanged(request, flow, error)
+        try:
+            user = self._store(request, flow, backend, grant)
+        except IdentityTakenError:
+            return _stopped(request, "identity_taken", notices.TAKEN)
+        if user is None:
+            revocation.revoke_unused(grant.tokens, "no_user")
+            return _stopped(request, "no_user", notices.NO_USER)
+        if flow.kind == FlowKind.LOGIN:
+            auth.login(request, user, backend=backend.path)
+            backchannel_logout.register(request, grant)
+        return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
+
+    def _store(
+        self, request: HttpRequest, flow: Flow, backend: EverifinBackend, grant: Grant
+    ) -> Any:
+        """The user who has the grant from now on; None if nobody here shall have it."""
+        try:
+            login_flow.reread_session(request)
+            if flow.kind == FlowKind.LOGIN:
+                return backend.authenticate(request, everifin_grant=grant)
+            grants.save_grant(request.user, grant.tokens, grant.identity)
+        except BaseException as error:
+            # Whatever it was: nobody has this grant, so it must not stay alive at Everifin.
+            is_taken = isinstance(error, IdentityTakenError)
+            revocation.revoke_unused(grant.tokens, "identity_taken" if is_taken else "login_failed")
+            raise
+        return request.user
+
+    def _not_exchanged(self, request: HttpRequest, flow: Flow, error: APIError) -> HttpResponse:
+        login_flow.reread_session(request)
+        if isinstance(error, UnavailableError):
+            security_logger.info(
+                "A %s with Everifin was not finished: %s.", flow.kind, notices.UNAVAILABLE
+            )
+            again = Action(_("Start again"), _start_page(flow))
+            return unavailable(request, error.retry_after_seconds, action=again)
+        security_logger.error("Everifin refused the login code: %s.", error.code)
+        return _start_again(request, flow, notices.FAILED)
+
+
+@auth_view
+class LogoutView(View):
+    """
+    End the connection and the session here. The local part never waits longer than the deadline.
+
+    With EVERIFIN_POST_LOGOUT_REDIRECT_URI the browser then logs out at Everifin, and comes back.
+    """
+
+    http_method_names = ["post", "options"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        user = request.user
+        # Read before its tokens go.
+        connection = grants.Everifin(user).connection if conf.post_logout_redirect_uri else None
+        auth.logout(request)
+        if user.is_authenticated:
+            grants.disconnect(user, "logout")
+        if connection is not None and connection.status != BankToken.Status.DISCONNECTED:
+            return HttpResponseRedirect(endpoints.logout_page(_id_token(connection)))
+        home = settings.LOGOUT_REDIRECT_URL or get_script_prefix()
+        return HttpResponseRedirect(resolve_url(home))
+
+
+@method_decorator(transaction.non_atomic_requests, name="dispatch")
+@method_decorator(never_cache, name="dispatch")
+@method_decorator(csrf_exempt, name="dispatch")
+@method_decorator(sensitive_post_parameters(), name="dispatch")
+class BackchannelLogoutView(View):
+    """
+    Everifin says that a session has ended there: 200, or 400 for what is not believed, and not a
+    word more.
+
+    Source: OpenID Connect Back-Channel Logout 1.0, sections 2.5 and 2.8.
+    """
+
+    http_method_names = ["post", "options"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        if not conf.backchannel_logout:
+            raise Http404
+        given = request.POST.getlist("logout_token")
+        try:
+            ended = backchannel_logout.end_sessions(Secret(given[0] if len(given) == 1 else ""))
+        except (LoginError, UnavailableError) as error:
+            reason = error.reason if isinstance(error, LoginError) else "keys_unavailable"
+            security_logger.warning("A logout from Everifin was refused: %s.", reason)
+            return HttpResponse(status=400)
+        security_logger.info("Everifin logged somebody out; sessions ended: %d.", ended)
+        return HttpResponse()
+
+
+@auth_view
+class DisconnectView(View):
+    """End the connection; the user stays logged in."""
+
+    http_method_names = ["post", "options"]
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        if request.user.is_authenticated:
+            backchannel_logout.detach(request.user)
+            grants.disconnect(request.user, "disconnected")
+        return HttpResponseRedirect(
+            login_flow.next_or_default(request, request.POST.get("next", ""))
+        )
+
+
+def _parameters(request: HttpRequest) -> dict[str, Secret]:
+    """
+    The answer's parameters, taken out of the request: a report about a later error must not show
+    the code.
+
+    Errors: LoginError if one comes twice, is too long, or the state is missing.
+    """
+    query = _take_query(request)
+    parameters = {}
+    for name, longest in LONGEST_PARAMETERS.items():
+        values = query.getlist(name)
+        if len(values) > 1 or any(len(value) > longest for value in values):
+            raise LoginError("parameters_malformed")
+        if values:
+            parameters[name] = Secret(values[0])
+    if "state" not in parameters:
+        raise LoginError("state_missing")
+    return parameters
+
+
+def _take_query(request: HttpRequest) -> QueryDict:
+    """
+    The query, taken from all the places where the request holds it: servers and proxies leave
+    copies, such as RAW_URI and X-Original-URI.
+    """
+    environ = request.META
+    text = environ["QUERY_STRING"]
+    query, request.GET = request.GET, QueryDict()
+    for name, value in environ.items():
+        if isinstance(value, str) and f"?{value}".endswith(f"?{text}"):
+            environ[name] = value.removesuffix(text)
+    if isinstance(request, ASGIRequest):
+        cast("dict[str, Any]", request.scope)["query_string"] = b""
+    return query
+
+
+def _user_pk(request: HttpRequest) -> str:
+    return str(request.user.pk) if request.user.is_authenticated else ""
+
+
+def _login_backend() -> EverifinBackend:
+    backend = login_backend()
+    if backend is None:
+        raise ImproperlyConfigured(
+            'To log users in with Everifin, add "everifin_django.backends.EverifinBackend" to '
+            "AUTHENTICATION_BACKENDS."
+        )
+    return backend
+
+
+def _id_token(connection: BankToken) -> Secret | None:
+    try:
+        return connection.open_token("id")
+    except TokenUnreadableError:
+        return None
+
+
+def _start_again(request: HttpRequest, flow: Flow, notice: str) -> HttpResponse:
+    request.session[NOTICE_SESSION_KEY] = notice
+    return HttpResponseRedirect(_start_page(flow))
+
+
+def _start_page(flow: Flow) -> str:
+    query = f"?{urlencode({'next': flow.next_url})}" if flow.next_url else ""
+    return reverse(f"everifin_django:{flow.kind}") + query
+
+
+def _stopped(request: HttpRequest, reason: str, notice: str) -> HttpResponse:
+    security_logger.warning("A login or connection with Everifin was stopped: %s.", reason)
+    status = STATUSES.get(notice, 400)
+    return error_page(request, notice, status=status, action=_next_action(request, notice))
+
+
+def _next_action(request: HttpRequest, notice: str) -> Action:
+    if notice == notices.NO_USER:
+        return Action(pgettext("button", "Log in"), resolve_url(settings.LOGIN_URL))
+    return start_again(request)

@@ -1,8 +1,0 @@
-"""
-The tests by which the OpenID Foundation certifies relying parties, played against this package and,
-for comparison, against mozilla-django-oidc as it ships.
-
-``python -m tests.certification`` plays them all, prints the table and writes it into
-docs/certification.md. `cases` says what the provider does and what is right, `provider` does it,
-`parties` are those who are tried, `plans` has all cases, `matrix` plays and counts.
-"""

@@ -1,0 +1,310 @@
+"""Back-channel logout: Everifin ends sessions of this site, and nobody else can."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from django.contrib.sessions.models import Session
+from django.test import Client
+
+from everifin_django.connections import grants
+from everifin_django.connections.refresh import Attempt
+from everifin_django.exceptions import TokenMissingError
+from everifin_django.models import BankToken, LoginSession, PendingRevocation
+from everifin_django.secret import Secret
+from everifin_django.signals import everifin_disconnected
+from everifin_django.testing.factories import BankTokenFactory
+from everifin_django.web import backchannel_logout
+
+pytestmark = pytest.mark.django_db
+
+PATH = "/everifin/backchannel-logout/"
+EVENT = "http://schemas.openid.net/event/backchannel-logout"
+
+
+@pytest.fixture(autouse=True)
+def switched_on(settings):
+    settings.EVERIFIN_BACKCHANNEL_LOGOUT = True
+
+
+@pytest.fixture
+def logged_in(client, everifin, everifin_connect) -> BankToken:
+    """The connection of somebody whom ``client`` has logged in with Everifin."""
+    everifin_connect(client, door="login")
+    everifin.calls.clear()
+    return BankToken.objects.select_related("user").get()
+
+
+def is_logged_in(client: Client) -> bool:
+    return client.get("/everifin/connect/").status_code == 200  # else a redirect to the login
+
+
+def say(token: str | list[str], **more: Any) -> Any:
+    """Everifin's own request: no cookies, no CSRF token."""
+    everifin = Client(enforce_csrf_checks=True)
+    return everifin.post(PATH, {"logout_token": token}, **more)
+
+
+def test_a_session_that_ended_at_everifin_ends_here(client, everifin, logged_in):
+    response = say(everifin.logout_token(sid=logged_in.sid))
+    assert response.status_code == 200
+    assert response.content == b""
+    assert "no-store" in response["Cache-Control"]
+    assert not is_logged_in(client)
+    assert not LoginSession.objects.exists()
+
+
+def test_its_tokens_go_without_a_word_to_everifin(
+    everifin, logged_in, django_capture_on_commit_callbacks
+):
+    heard = []
+
+    def hear(**kwargs: Any) -> None:
+        heard.append(kwargs["connection_id"])
+
+    everifin_disconnected.connect(hear)
+    try:
+        with django_capture_on_commit_callbacks(execute=True):
+            say(everifin.logout_token(sid=logged_in.sid))
+    finally:
+        everifin_disconnected.disconnect(hear)
+    row = BankToken.objects.get()
+    assert row.status == BankToken.Status.DISCONNECTED
+    assert row.access_ciphertext + row.refresh_ciphertext + row.id_ciphertext == ""
+    assert not PendingRevocation.objects.exists()
+    assert everifin.calls["logout"] == everifin.calls["token"] == 0
+    assert heard == [row.pk]
+    with pytest.raises(TokenMissingError):
+        grants.get_access_token(row.user)
+
+
+def test_a_user_who_logged_out_everywhere_is_logged_out_of_every_browser(
+    client, everifin, everifin_connect, logged_in
+):
+    another = Client()
+    everifin_connect(another, door="login")
+    bob = Client()
+    everifin_connect(bob, username="bob", door="login")
+    assert LoginSession.objects.count() == 3
+    assert say(everifin.logout_token(username="alice")).status_code == 200
+    assert [is_logged_in(one) for one in (client, another, bob)] == [False, False, True]
+    assert BankToken.objects.get(status="active").user.pk == int(bob.session["_auth_user_id"])
+
+
+def test_another_session_of_the_user_stays(client, everifin, everifin_connect, logged_in):
+    another = Client()
+    everifin_connect(another, door="login")
+    newer = BankToken.objects.get().sid
+    assert say(everifin.logout_token(sid=logged_in.sid)).status_code == 200
+    assert [is_logged_in(one) for one in (client, another)] == [False, True]
+    assert BankToken.objects.get().status == "active"
+    assert say(everifin.logout_token(sid=newer, username="alice")).status_code == 200
+    assert not is_logged_in(another)
+
+
+def test_who_logged_in_by_password_loses_the_connection_only(connected, client, everifin):
+    assert say(everifin.logout_token(sid=connected.sid)).status_code == 200
+    assert is_logged_in(client)
+    assert BankToken.objects.get().status == "disconnected"
+
+
+def test_who_disconnects_stays_logged_in_though_everifin_tells_of_the_end(
+    client, everifin, everifin_connect, logged_in
+):
+    another = Client()
+    everifin_connect(another, door="login")
+    newer = BankToken.objects.get().sid
+    client.post("/everifin/disconnect/")
+    assert say(everifin.logout_token(sid=newer)).status_code == 200
+    assert [is_logged_in(one) for one in (client, another)] == [True, True]
+    # What the other browser has at Everifin is not what was ended.
+    assert say(everifin.logout_token(sid=logged_in.sid)).status_code == 200
+    assert [is_logged_in(one) for one in (client, another)] == [False, True]
+
+
+def test_a_grant_for_when_the_user_is_away_stays(client, everifin, logged_in):
+    BankToken.objects.update(scope="openid ais offline_access")
+    assert say(everifin.logout_token(sid=logged_in.sid)).status_code == 200
+    assert not is_logged_in(client)
+    assert BankToken.objects.get().status == "active"
+
+
+def test_a_refresh_in_flight_loses_and_its_new_token_is_ended(everifin, logged_in):
+    attempt = Attempt(logged_in, time.monotonic() + 10)
+    assert attempt.claim()
+    granted = attempt.send()
+    say(everifin.logout_token(sid=logged_in.sid))
+    with pytest.raises(TokenMissingError):
+        attempt.store(granted)
+    assert BankToken.objects.get().refresh_ciphertext == ""
+    assert everifin.live_sessions() == 0
+
+
+def test_a_session_nobody_here_has_is_no_error(everifin, logged_in, client):
+    assert say(everifin.logout_token(sid="another site's")).status_code == 200
+    assert is_logged_in(client)
+
+
+@pytest.mark.parametrize(
+    ("claims", "headers"),
+    [
+        ({"iss": "https://evil.test/auth/realms/everifin_app"}, {}),
+        ({"iss": None}, {}),
+        ({"aud": "another"}, {}),
+        ({"aud": ["everifin-sandbox", "another"]}, {}),
+        ({"aud": None}, {}),
+        ({"iat": None}, {}),
+        ({"iat": 1}, {}),
+        ({"iat": "now"}, {}),
+        ({"exp": None}, {}),
+        ({"exp": 1}, {}),
+        ({"jti": None}, {}),
+        ({"jti": ""}, {}),
+        ({"jti": 5}, {}),
+        ({"jti": "x" * 256}, {}),
+        ({"sid": None}, {}),
+        ({"sid": 5}, {}),
+        ({"sid": ""}, {}),
+        ({"sub": 5}, {}),
+        ({"sub": ""}, {}),
+        ({"nonce": "n"}, {}),
+        ({"events": None}, {}),
+        ({"events": {}}, {}),
+        ({"events": []}, {}),
+        ({"events": {"another": {}}}, {}),
+        ({"events": {EVENT: "x"}}, {}),
+        ({"events": {EVENT: None}}, {}),
+        ({}, {"typ": "JWT"}),
+        ({}, {"typ": "at+jwt"}),
+        ({"typ": "ID"}, {"typ": "JWT"}),
+        ({}, {"crit": ["exp"]}),
+        ({}, {"kid": "unknown"}),
+    ],
+)
+def test_a28_what_is_not_right_in_every_part_ends_nothing(
+    client, everifin, logged_in, claims, headers, caplog
+):
+    said = {"sid": logged_in.sid, **claims}
+    response = say(everifin.logout_token(headers=headers, **said))
+    assert response.status_code == 400
+    assert response.content == b""
+    assert is_logged_in(client)
+    assert BankToken.objects.get().status == "active"
+    assert "A logout from Everifin was refused" in caplog.text
+    assert logged_in.sid not in caplog.text
+
+
+def test_a28_a_logout_token_of_two_minutes_ago_is_too_old(client, everifin, logged_in):
+    sid, now = logged_in.sid, int(time.time())
+    assert say(everifin.logout_token(sid=sid, iat=now - 130, exp=now + 60)).status_code == 400
+    assert say(everifin.logout_token(sid=sid, iat=now - 100, exp=now + 60)).status_code == 200
+
+
+def test_a28_it_serves_once(client, everifin, everifin_connect, logged_in):
+    token = everifin.logout_token(username="alice")
+    assert say(token).status_code == 200
+    everifin_connect(client, door="login")
+    assert say(token).status_code == 400
+    assert is_logged_in(client)
+
+
+def test_a28_another_kind_of_token_is_none(client, everifin, logged_in):
+    for kind in ("id", "access"):
+        token = logged_in.open_token(kind)
+        assert token is not None
+        assert say(token.reveal()).status_code == 400
+    assert is_logged_in(client)
+
+
+@pytest.mark.parametrize("header", ["JWT", None])
+def test_keycloak_marks_the_token_in_its_payload(client, everifin, logged_in, header):
+    token = everifin.logout_token(sid=logged_in.sid, typ="Logout", headers={"typ": header})
+    assert say(token).status_code == 200
+    assert not is_logged_in(client)
+
+
+def test_a_token_that_is_not_signed_by_everifin_ends_nothing(client, everifin, logged_in):
+    head, payload, signature = everifin.logout_token(sid=logged_in.sid).split(".")
+    assert say(f"{head}.{payload}.{signature[::-1]}").status_code == 400
+    assert is_logged_in(client)
+
+
+def test_without_the_keys_nothing_is_believed(client, everifin, logged_in):
+    from everifin_django.oauth.id_token import clear_signing_keys
+
+    clear_signing_keys()
+    everifin.faults.add("certs", status=503)
+    assert say(everifin.logout_token(sid=logged_in.sid)).status_code == 400
+    assert is_logged_in(client)
+
+
+@pytest.mark.parametrize("token", ["", "a.b.c", "x" * 40_000, ["a", "b"], []])
+def test_what_is_no_token_ends_nothing(client, logged_in, token):
+    assert say(token).status_code == 400
+    assert is_logged_in(client)
+
+
+def test_two_tokens_are_none(client, everifin, logged_in):
+    token = everifin.logout_token(sid=logged_in.sid)
+    assert say([token, token]).status_code == 400
+    assert is_logged_in(client)
+
+
+@pytest.mark.parametrize("method", ["get", "head", "put", "delete"])
+def test_other_methods_are_not_allowed(client, method):
+    assert getattr(client, method)(PATH).status_code == 405
+
+
+class TestSwitchedOff:
+    @pytest.fixture(autouse=True)
+    def off(self, settings):
+        settings.EVERIFIN_BACKCHANNEL_LOGOUT = False
+
+    def test_there_is_no_door(self, client, everifin, logged_in):
+        assert say(everifin.logout_token(sid=logged_in.sid)).status_code == 404
+        assert is_logged_in(client)
+
+    def test_no_session_is_noted(self, logged_in):
+        assert not LoginSession.objects.exists()
+
+
+class TestNoting:
+    def test_a_login_is_noted(self, client, logged_in):
+        noted = LoginSession.objects.get()
+        assert noted.session_key == client.session.session_key
+        assert noted.sid == logged_in.sid
+        assert noted.identity_digest == logged_in.identity_digest
+        assert str(noted) == logged_in.sid
+
+    @pytest.mark.parametrize(
+        "log_out", [lambda client: client.post("/everifin/logout/"), Client.logout]
+    )
+    def test_a_logout_ends_the_note(self, client, logged_in, log_out):
+        log_out(client)
+        assert not LoginSession.objects.exists()
+
+    def test_notes_of_sessions_that_are_gone_go_at_the_next_login(
+        self, client, everifin_connect, logged_in
+    ):
+        Session.objects.all().delete()
+        LoginSession.objects.create(session_key="x", identity_digest="of another person")
+        everifin_connect(Client(), door="login")
+        assert LoginSession.objects.count() == 2
+        assert not LoginSession.objects.filter(session_key=client.session.session_key).exists()
+
+    def test_a_connection_made_by_a_password_user_is_not_noted(self, connected):
+        assert not LoginSession.objects.exists()
+
+    def test_sessions_are_found_and_never_looked_through(
+        self, client, everifin, logged_in, django_assert_num_queries
+    ):
+        for number in range(50):
+            LoginSession.objects.create(session_key=f"s{number}", identity_digest=f"d{number}")
+        BankTokenFactory.create_batch(5)
+        token = Secret(everifin.logout_token(sid=logged_in.sid))
+        # The token is spent (savepoint, insert, release, cleaning); connections and its end; notes,
+        # the session (Django reads it first), its note.
+        with django_assert_num_queries(10):
+            assert backchannel_logout.end_sessions(token) == 1

@@ -1,0 +1,254 @@
+"""The way to Everifin and back, as the visitor's session remembers it."""
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from django.contrib.sessions.models import Session
+from django.core.exceptions import ImproperlyConfigured
+from django.test import RequestFactory
+
+from everifin_django.models import SpentState
+from everifin_django.web import login_flow
+
+LOGIN = "/everifin/login/"
+CONNECT = "/everifin/connect/"
+DEFAULT = "/accounts/profile/"
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def browser(client, django_user_model):
+    client.force_login(django_user_model.objects.create_user("ann"))
+    return client
+
+
+def start(client, door: str = LOGIN, **data: str) -> dict[str, str]:
+    """What the start of a flow sends to Everifin."""
+    response = client.post(door, data)
+    assert response.status_code == 302
+    return {name: value for name, [value] in parse_qs(urlsplit(response["Location"]).query).items()}
+
+
+def flows_of(client) -> dict:
+    kept: dict = client.session[login_flow.SESSION_KEY]
+    return kept
+
+
+def change_flow(client, **changes) -> None:
+    session = client.session
+    for flow in session[login_flow.SESSION_KEY].values():
+        flow.update(changes)
+    session.save()
+
+
+class TestStart:
+    def test_state_nonce_and_verifier_are_separate_and_new_each_time(self, client):
+        first, second = start(client), start(client)
+        (one, another) = flows_of(client).values()
+        found = [first["state"], second["state"], first["nonce"], second["nonce"]]
+        found += [one["code_verifier"], another["code_verifier"]]
+        assert len(set(found)) == 6
+        # 62 kinds of characters, so 43 of them are 256 bits.
+        assert all(re.fullmatch(r"[A-Za-z0-9]{43,128}", text) for text in found)
+
+    def test_the_session_remembers_what_the_answer_is_held_against(self, browser):
+        sent = start(browser, CONNECT, next="/accounts/")
+        flow = flows_of(browser)[sent["state"]]
+        assert flow["kind"] == "connect"
+        assert flow["user_pk"] == browser.session["_auth_user_id"]
+        assert flow["issuer"] == "https://idp.everifin.test/auth/realms/everifin_app"
+        assert flow["redirect_uri"] == sent["redirect_uri"]
+        assert flow["nonce"] == sent["nonce"]
+        assert flow["next_url"] == "/accounts/"
+
+    def test_a_session_holds_ten_flows_and_forgets_the_oldest(self, client):
+        states = [start(client)["state"] for _ in range(12)]
+        assert list(flows_of(client)) == states[2:]
+
+    def test_hundreds_of_starts_keep_one_session(self, client):
+        for _ in range(100):
+            start(client)
+        assert (len(flows_of(client)), Session.objects.count()) == (10, 1)
+
+    def test_the_keys_of_another_login_are_left_alone(self, client):
+        session = client.session
+        session.update({"oidc_states": {"theirs": 1}, "oidc_login_next": "/theirs/"})
+        session.save()
+        start(client)
+        assert client.session["oidc_states"] == {"theirs": 1}
+        assert client.session["oidc_login_next"] == "/theirs/"
+
+    def test_the_repr_of_a_flow_shows_neither_nonce_nor_verifier(self, client):
+        start(client)
+        [record] = flows_of(client).values()
+        shown = repr(login_flow.Flow(**record))
+        assert record["nonce"] not in shown
+        assert record["code_verifier"] not in shown
+
+
+class TestRedirectUri:
+    def test_it_is_this_sites_callback(self, client):
+        assert start(client)["redirect_uri"] == "http://testserver/everifin/callback/"
+
+    def test_it_is_https_on_a_secure_request(self, client):
+        response = client.post(LOGIN, secure=True)
+        assert "redirect_uri=https%3A%2F%2Ftestserver%2F" in response["Location"]
+
+    def test_the_setting_comes_first(self, client, settings):
+        settings.EVERIFIN_REDIRECT_URI = "https://site.example/back/"
+        settings.ALLOWED_HOSTS = ["*"]
+        assert start(client)["redirect_uri"] == "https://site.example/back/"
+
+    @pytest.mark.parametrize("hosts", [["*"], ["good.example", ".example.org"]])
+    def test_a_wildcard_in_allowed_hosts_asks_for_the_setting(self, client, settings, hosts):
+        settings.ALLOWED_HOSTS = [*hosts, "testserver"]
+        with pytest.raises(ImproperlyConfigured, match="EVERIFIN_REDIRECT_URI"):
+            client.post(LOGIN)
+        assert not Session.objects.exists()
+
+    def test_a_host_that_is_not_allowed_gets_nowhere(self, client):
+        response = client.post(LOGIN, headers={"host": "evil.example"})
+        assert response.status_code == 400
+
+    def test_a_forwarded_host_changes_nothing(self, client):
+        response = client.post(LOGIN, headers={"x-forwarded-host": "evil.example"})
+        assert "redirect_uri=http%3A%2F%2Ftestserver%2F" in response["Location"]
+
+
+class TestFinish:
+    """A state serves once, in the session it was made for, for ten minutes."""
+
+    @pytest.fixture
+    def back(self, everifin, browser):
+        """The address that Everifin sends a connecting user back to."""
+        return everifin.authorize(browser.post(CONNECT)["Location"])
+
+    def test_it_serves_once(self, everifin, browser, back):
+        assert browser.get(back).status_code == 302
+        assert browser.get(back).status_code == 400
+        assert everifin.calls["token"] == 1
+
+    def test_an_old_session_put_back_does_not_revive_it(self, everifin, browser, back):
+        before = {**browser.session}
+        assert browser.get(back).status_code == 302
+        session = browser.session
+        session.update(before)
+        session.save()
+        assert browser.get(back).status_code == 400
+        assert everifin.calls["token"] == 1
+
+    def test_it_is_spent_even_if_the_answer_is_an_error(self, everifin, browser, back):
+        browser.get(back.replace("code=", "error=access_denied&x="))
+        assert browser.get(back).status_code == 400
+        assert everifin.calls["token"] == 0
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"started": 0.0}, {"issuer": "https://idp.everifin.test/auth/realms/another"}],
+        ids=["too old", "issuer changed"],
+    )
+    def test_a_flow_that_does_not_hold_any_more_is_refused(self, everifin, browser, back, change):
+        change_flow(browser, **change)
+        assert browser.get(back).status_code == 400
+        assert not flows_of(browser)
+        assert everifin.calls["token"] == 0
+
+    def test_a_flow_that_is_too_old_says_to_start_again(self, browser, back):
+        change_flow(browser, started=0.0)
+        assert "within ten minutes" in browser.get(back).content.decode()
+
+    def test_clocks_of_two_hosts_may_differ_a_little(self, browser, back):
+        [record] = flows_of(browser).values()
+        change_flow(browser, started=record["started"] + 5)
+        assert browser.get(back).status_code == 302
+
+    def test_spent_states_are_kept_for_an_hour(self, browser, back):
+        SpentState.objects.create(digest="old")
+        SpentState.objects.create(digest="new")
+        SpentState.objects.filter(digest="old").update(spent_at="2026-01-01T00:00Z")
+        browser.get(back)
+        assert not SpentState.objects.filter(digest="old").exists()
+        assert SpentState.objects.count() == 2
+
+    def test_a_spent_state_is_kept_as_a_hash(self, browser, back):
+        [state] = flows_of(browser)
+        browser.get(back)
+        assert SpentState.objects.get().digest != state
+
+
+class TestNext:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "//evil.example",
+            "///evil.example",
+            "////evil.example",
+            r"/\evil.example",
+            r"\\evil.example",
+            "https:evil.example",
+            "https:/evil.example",
+            "https://evil.example/",
+            "https://testserver@evil.example/",
+            "https://user@testserver/",
+            "https://testserver.evil.example/",
+            "https://testserver:8443/",
+            "javascript:alert(1)",
+            "JavaScript:alert(1)",
+            "java\nscript:alert(1)",
+            "data:text/html,x",
+            "\t//evil.example",
+            "/\t/evil.example",
+            "/\n/evil.example",
+            "\r\n//evil.example",
+            "\x08//evil.example",
+            "/%2fevil.example",
+            "/%2F%2Fevil.example",
+            "%2f%2fevil.example",
+            "/%5cevil.example",
+            "/%09/evil.example",
+            "/\uff0fevil.example",
+            "\uff0f\uff0fevil.example",
+            "/%EF%BC%8Fevil.example",
+            "http://[evil.example",
+            "/" + "a" * 100_000,
+        ],
+        ids=lambda url: ascii(url[:40]),
+    )
+    def test_an_address_elsewhere_becomes_the_default(
+        self, everifin, everifin_connect, browser, url
+    ):
+        assert 'name="next"' not in browser.get(CONNECT, {"next": url}).content.decode()
+        assert everifin_connect(browser, next=url)["Location"] == DEFAULT
+        # Changed on the way, in the session itself.
+        sent = browser.post(CONNECT)
+        change_flow(browser, next_url=url)
+        assert browser.get(everifin.authorize(sent["Location"]))["Location"] == DEFAULT
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "/accounts/",
+            "/accounts/?iban=1&a=%2Fb",
+            "/@me/",
+            "/r%C3%A9sum%C3%A9/",
+            "/go/?to=https%3A%2F%2Felsewhere.example%2F",
+            "http://testserver/accounts/",
+        ],
+    )
+    def test_an_address_on_this_site_is_kept(self, everifin_connect, browser, url):
+        assert everifin_connect(browser, next=url)["Location"] == url
+
+    def test_a_secure_site_is_not_left_for_plain_http(self):
+        request = RequestFactory().get("/", secure=True)
+        assert login_flow.safe_next(request, "https://testserver/a/") == "https://testserver/a/"
+        assert login_flow.safe_next(request, "http://testserver/a/") == ""
+
+    @pytest.mark.parametrize("url", [None, 1, ["/a/"]])
+    def test_what_is_no_text_is_no_address(self, url):
+        assert login_flow.safe_next(RequestFactory().get("/"), url) == ""
+
+    def test_the_default_is_the_sites(self, settings, everifin_connect, browser):
+        settings.LOGIN_REDIRECT_URL = "/home/"
+        assert everifin_connect(browser)["Location"] == "/home/"
