@@ -56,19 +56,19 @@ def load() -> str:
 def measure_fixtures() -> None:
     from django.db import transaction
 
-    from everifin_django.connections.grants import everifin_for
-    from everifin_django.testing.everifin import pretend_everifin
+    from everifin_django.connections import everifin_for
+    from everifin_django.testing.fake import fake_everifin
 
     def everifin_user() -> None:
-        with pretend_everifin() as everifin:
+        with fake_everifin() as everifin:
             everifin.make_user()
 
     with transaction.atomic():
         print(f"everifin and everifin_user: {cost(everifin_user, undo=True)}")
-    with transaction.atomic(), pretend_everifin() as everifin:
+    with transaction.atomic(), fake_everifin() as everifin:
         user = everifin.make_user()
-        with everifin_for(user) as bank:
-            print(f"an API call in this process: {cost(lambda: list(bank.banks()))}")
+        bank = everifin_for(user)
+        print(f"an API call in this process: {cost(lambda: list(bank.banks()))}")
         key = everifin.signing_key
         print(f"a signature, of which a refresh has two: {cost(lambda: key.sign({}))}")
         transaction.set_rollback(True)

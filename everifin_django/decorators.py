@@ -66,4 +66,4 @@ def requirement_of(view: View) -> frozenset[str] | None:
 
 def _require(request: Any, scopes: frozenset[str]) -> None:
     # The middleware has done it already, unless a decorator without ``wraps`` hid the mark from it.
-    request.everifin.prepare(scopes)
+    request.everifin.ensure_token(scopes)

@@ -92,7 +92,7 @@ def _prepare(request: Any, scopes: frozenset[str] | None) -> HttpResponse | None
     if scopes is None and not request.user.is_authenticated:
         return None
     try:
-        request.everifin.prepare(scopes or frozenset())
+        request.everifin.ensure_token(scopes or frozenset())
     except EverifinError as error:
         if scopes is None:
             # A view without the mark may not need Everifin: if it does, it meets the error there.

@@ -40,7 +40,7 @@ BROKEN_PAGES = [
     "/aunmarked-then-error/",
 ]
 TWINS: dict[str, Callable[[Everifin], Awaitable[Any]]] = {
-    "aprepare": lambda everifin: everifin.aprepare(frozenset({"ais"})),
+    "aensure_token": lambda everifin: everifin.aensure_token(frozenset({"ais"})),
     "aaccounts": lambda everifin: anext(everifin.aaccounts()),
     "abanks": lambda everifin: anext(everifin.abanks()),
     "arequest": lambda everifin: everifin.arequest("GET", "/v1/banks"),

@@ -24,7 +24,7 @@ from django.contrib.sessions.models import Session
 from django.test import Client
 from jwt.algorithms import RSAAlgorithm
 
-from everifin_django.connections.grants import everifin_for
+from everifin_django.connections import everifin_for
 from everifin_django.exceptions import TokenUnreadableError
 from everifin_django.models import BankToken
 from everifin_django.oauth import id_token
@@ -386,7 +386,7 @@ def test_a20_anybody_may_flood_the_logout_door_and_the_keys_are_hardly_asked_for
 def test_a21_a_key_that_is_changed_during_a_login_signs_it(
     everifin, everifin_connect, client, clock, drop_old
 ):
-    everifin_connect(Client(), username="bob", door="login")
+    everifin_connect(Client(), username="bob", view="login")
     back = everifin.authorize(client.post(LOGIN)["Location"])
     everifin.rotate_signing_key(drop_old=drop_old)
     assert client.get(back).status_code == 302
@@ -429,7 +429,7 @@ def test_a28_a_forged_logout_token_ends_nothing(
     everifin, everifin_connect, client, settings, asked, forge
 ):
     settings.EVERIFIN_BACKCHANNEL_LOGOUT = True
-    everifin_connect(client, door="login")
+    everifin_connect(client, view="login")
     row = BankToken.objects.get()
     head, payload, _ = everifin.logout_token(sid=row.sid).split(".")
     headers, claims = (
@@ -448,7 +448,7 @@ def test_a29_where_nobody_is_made_a_known_email_lets_nobody_in(
 ):
     settings.EVERIFIN_CREATE_USERS = False
     django_user_model.objects.create_user("owner", everifin.user("alice").email, "a password")
-    assert everifin_connect(client, door="login").status_code == 403
+    assert everifin_connect(client, view="login").status_code == 403
     assert "_auth_user_id" not in client.session
     assert not BankToken.objects.exists()
     assert everifin.live_sessions("alice") == 0
@@ -518,9 +518,9 @@ def test_a34_no_byte_of_a_real_token_can_be_changed(connected, kind):
 def bank_job(user: Any, row: BankToken) -> float:
     """What a task queue runs; it fails with tokens in hand."""
     opened = [row.open_token(kind) for kind in ("access", "refresh", "id")]
-    with everifin_for(user) as everifin:
-        found = list(everifin.accounts())
-        everifin.account("missing" if everifin.health == "active" else "")
+    everifin = everifin_for(user)
+    found = list(everifin.accounts())
+    everifin.account("missing" if everifin.health() == "active" else "")
     return len(opened) / (len(found) - len(found))
 
 

@@ -76,7 +76,7 @@ class TestNewUser:
     def test_the_name_reveals_nothing_and_no_password_opens(
         self, everifin, everifin_connect, client, users
     ):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         user = users.get()
         assert user.username.startswith("everifin-")
         assert len(user.username) == len("everifin-") + 16
@@ -102,7 +102,7 @@ class TestNewUser:
         self, everifin, everifin_connect, client, users, claims, expected
     ):
         everifin.id_token_hook = lambda headers, given: (headers, given | claims)
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         assert users.get().email == expected
 
     @pytest.mark.parametrize("is_verified", [True, False])
@@ -114,7 +114,7 @@ class TestNewUser:
             headers,
             claims | {"email_verified": is_verified},
         )
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         assert client.session["_auth_user_id"] != str(existing.pk)
         assert not BankToken.objects.filter(user=existing).exists()
         existing.refresh_from_db()
@@ -124,13 +124,13 @@ class TestNewUser:
     def test_subjects_are_compared_byte_by_byte(self, everifin, everifin_connect, users, other):
         for number, sub in enumerate(("abc", other)):
             everifin.add_user(f"user{number}", sub=sub)
-            everifin_connect(Client(), f"user{number}", door="login")
+            everifin_connect(Client(), f"user{number}", view="login")
         assert users.count() == 2
 
     def test_a_later_login_leaves_the_email_alone(self, everifin_connect, client, users):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         users.update(email="changed@site.example")
-        everifin_connect(Client(), door="login")
+        everifin_connect(Client(), view="login")
         assert users.get().email == "changed@site.example"
 
 
@@ -140,17 +140,17 @@ class TestHooks:
         settings.AUTHENTICATION_BACKENDS = [MODEL, "tests.test_backends.Ours"]
 
     def test_a_site_shapes_its_users(self, everifin_connect, client, django_user_model):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         user = django_user_model.objects.get()
         assert (user.username, user.first_name) == ("bank-alice", "new")
-        everifin_connect(Client(), door="login")
+        everifin_connect(Client(), view="login")
         user.refresh_from_db()
         assert user.first_name == "known"
 
     def test_a_site_refuses_logins(
         self, everifin, everifin_connect, client, caplog, django_user_model
     ):
-        response = everifin_connect(client, "bob", door="login")
+        response = everifin_connect(client, "bob", view="login")
         assert response.status_code == 403
         assert "verify_claims" in caplog.text
         assert not django_user_model.objects.exists()
@@ -159,7 +159,7 @@ class TestHooks:
 
 class TestBesideOthers:
     def test_our_code_goes_to_nobody_else(self, everifin_connect, client, another_login):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         assert client.session["_auth_user_backend"] == OURS
         assert not another_login.given
 
@@ -197,7 +197,7 @@ class TestBesideOthers:
         assert login_backend() is None
 
     def test_a_deactivated_user_is_logged_out(self, everifin_connect, client, django_user_model):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         assert client.get("/plain/").wsgi_request.user.is_authenticated
         django_user_model.objects.update(is_active=False)
         assert not client.get("/plain/").wsgi_request.user.is_authenticated
@@ -216,7 +216,7 @@ class TestRaces:
             return save(*args)
 
         monkeypatch.setattr(grants, "save_grant", save_late)
-        assert everifin_connect(client, door="login").status_code == 302
+        assert everifin_connect(client, view="login").status_code == 302
         assert client.session["_auth_user_id"] == str(django_user_model.objects.get().pk)
         assert everifin.calls["token"] == 1
 
@@ -227,7 +227,7 @@ class TestRaces:
             raise IdentityTakenError
 
         monkeypatch.setattr(grants, "save_grant", fail)
-        assert everifin_connect(client, door="login").status_code == 409
+        assert everifin_connect(client, view="login").status_code == 409
         assert not django_user_model.objects.exists()
         assert everifin.live_sessions("alice") == 0
 
@@ -239,7 +239,7 @@ class TestRaces:
 
         monkeypatch.setattr(grants, "save_grant", fail)
         with pytest.raises(IntegrityError):
-            everifin_connect(client, door="login")
+            everifin_connect(client, view="login")
         assert not django_user_model.objects.exists()
         assert everifin.live_sessions("alice") == 0
 
@@ -250,7 +250,7 @@ class TestSettings:
         settings.OIDC_USERNAME_ALGO = "tests.test_backends.missing"
         settings.OIDC_OP_TOKEN_ENDPOINT = "https://theirs.example/token"
         settings.OIDC_VERIFY_SSL = False
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         assert client.session["_auth_user_backend"] == OURS
 
     def test_a_name_we_do_not_know_has_no_answer(self):
@@ -268,7 +268,7 @@ class TestSettings:
     ):
         settings.EVERIFIN_CREATE_USERS = False
         with caplog.at_level(logging.DEBUG):
-            everifin_connect(client, door="login")
+            everifin_connect(client, view="login")
         assert "this Everifin account" in caplog.text
         assert "example.test" not in "".join(
             one.getMessage() for one in caplog.records if "oidc" in one.name

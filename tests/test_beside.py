@@ -85,7 +85,7 @@ def site(request, settings):
 @pytest.fixture
 def log_in_with_everifin(everifin_connect):
     def log_in(client: Client) -> Any:
-        return everifin_connect(client, door="login")
+        return everifin_connect(client, view="login")
 
     return log_in
 

@@ -151,7 +151,7 @@ class TestMarkedView:
         """No scope, no outage: a developer's mistake, such as a transaction around it all."""
 
         class Unready:
-            def prepare(self, scopes):
+            def ensure_token(self, scopes):
                 raise RefreshInTransactionError
 
         request = rf.get("/")

@@ -183,7 +183,7 @@ class TestDjangosOwnLogout:
     def test_who_logged_in_with_everifin_logs_out_of_it(
         self, everifin, everifin_connect, client, log_out
     ):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         log_out(client)
         assert client.session.is_empty()
         assert BankToken.objects.get().status == "disconnected"
@@ -193,7 +193,7 @@ class TestDjangosOwnLogout:
         self, everifin, everifin_connect, client, log_out, settings
     ):
         settings.AUTHENTICATION_BACKENDS = ["tests.test_backends.Ours"]
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         log_out(client)
         assert everifin.live_sessions("alice") == 0
 
@@ -203,7 +203,7 @@ class TestDjangosOwnLogout:
         assert everifin.live_sessions("alice") == 1
 
     def test_everifin_may_be_down(self, everifin, everifin_connect, client, log_out):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         everifin.faults.add("logout", lost="before")
         log_out(client)
         assert client.session.is_empty()

@@ -27,7 +27,7 @@ from django.utils.log import AdminEmailHandler
 from django.views.debug import ExceptionReporter
 
 from everifin_django import signals
-from everifin_django.connections.grants import everifin_for
+from everifin_django.connections import everifin_for
 from everifin_django.models import BankToken, PendingRevocation, SpentState
 from everifin_django.testing.sandbox import Sandbox
 
@@ -384,9 +384,9 @@ def test_the_admin(canaries, walked, admin_client):
 
 def test_the_objects_in_hand(canaries, walked, rf):
     row = BankToken.objects.get()
-    with everifin_for(row.user) as everifin:
-        everifin.prepare()
-        accounts = list(everifin.accounts())
+    everifin = everifin_for(row.user)
+    everifin.ensure_token()
+    accounts = list(everifin.accounts())
     assert accounts
     opened = row.open_token("access")
     shown = [row, opened, everifin, everifin._source.access_token(), accounts, accounts[0].balances]

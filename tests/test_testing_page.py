@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from everifin_django.testing import factories, plugin
-from everifin_django.testing.everifin import Everifin
+from everifin_django.testing.fake import FakeEverifin
 from everifin_django.testing.testcases import EverifinTestCase
 from tests.support import tiny_site
 
@@ -57,7 +57,7 @@ def test_every_switch_it_names_is_there():
     calls = [line.split("`")[1].split("(")[0] for line in rows if line.startswith("| `")]
     assert len(calls) == 11
     plain = [name for name in calls if name.isidentifier()]
-    assert all(hasattr(Everifin, name) for name in plain)
+    assert all(hasattr(FakeEverifin, name) for name in plain)
 
 
 def test_every_factory_it_names_is_there():

@@ -6,8 +6,6 @@ user.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -143,31 +141,37 @@ class Everifin(Client):
         self.user = user
         super().__init__(UserTokenSource(user), end_user=end_user)
 
-    @property
     def connection(self) -> BankToken | None:
         """
-        The user's connection as the database has it, or None if there never was one. One query, no
-        decryption.
+        Return the user's connection as the database has it, or None if there never was one. One
+        query, no decryption.
         """
         if not self.user.is_authenticated:
             return None
         return BankToken.objects.filter(user=self.user).first()
 
-    @property
+    async def aconnection(self) -> BankToken | None:
+        return await sync_to_async(self.connection)()
+
     def health(self) -> BankToken.Health:
-        """How the connection is, for people. One query."""
-        connection = self.connection
+        """Return how the connection is, for people. One query."""
+        connection = self.connection()
         return BankToken.Health.DISCONNECTED if connection is None else connection.health()
 
-    @property
-    def is_connected(self) -> bool:
-        """Can calls be made without the user connecting again? One query."""
-        return self.health not in (BankToken.Health.DISCONNECTED, BankToken.Health.NEEDS_RECONNECT)
-
     async def ahealth(self) -> BankToken.Health:
-        return await sync_to_async(lambda: self.health)()
+        return await sync_to_async(self.health)()
 
-    def prepare(self, scopes: frozenset[str] = frozenset()) -> None:
+    def is_connected(self) -> bool:
+        """Tell whether calls can be made without the user connecting again. One query."""
+        return self.health() not in (
+            BankToken.Health.DISCONNECTED,
+            BankToken.Health.NEEDS_RECONNECT,
+        )
+
+    async def ais_connected(self) -> bool:
+        return await sync_to_async(self.is_connected)()
+
+    def ensure_token(self, scopes: frozenset[str] = frozenset()) -> None:
         """
         Make the access token fresh now, so that later calls do not have to. No query if it has been
         done.
@@ -177,8 +181,8 @@ class Everifin(Client):
         if missing := scopes - self._source.access_token().scopes:
             raise ScopeMissingError(missing)
 
-    async def aprepare(self, scopes: frozenset[str] = frozenset()) -> None:
-        await sync_to_async(self.prepare)(scopes)
+    async def aensure_token(self, scopes: frozenset[str] = frozenset()) -> None:
+        await sync_to_async(self.ensure_token)(scopes)
 
 
 class UserTokenSource:
@@ -204,15 +208,14 @@ class UserTokenSource:
         return self._access_token.token
 
 
-@contextmanager
-def everifin_for(user: Any) -> Iterator[Everifin]:
+def everifin_for(user: Any) -> Everifin:
     """
-    Give Everifin as *user* to code that runs without a request: a command, a task, a shell.
+    Return Everifin as *user*, for code that runs without a request: a command, a task, a shell.
 
-    Nobody is present, so no end user's address is sent. Long-running code may keep the object: it
-    asks for a new access token before the old one runs out.
+    Nobody is present, so no end user's IP address is sent. Long-running code may keep the object:
+    it asks for a new access token before the old one expires. No query until it is used.
     """
-    yield Everifin(user)
+    return Everifin(user)
 
 
 _NOTHING: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""HTTP with a deadline, bounded answers and errors that hold no secret."""

@@ -58,4 +58,4 @@ def everifin_health(context: template.Context) -> Any:
     request = context["request"]
     if not request.user.is_authenticated:
         return BankToken.Health.DISCONNECTED
-    return request.everifin.health
+    return request.everifin.health()

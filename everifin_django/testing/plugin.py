@@ -1,5 +1,5 @@
 """
-Fixtures for a site's tests: a pretend Everifin in this very process, and users who are connected to
+Fixtures for a site's tests: the sandbox in this very process, and users who are connected to
 it.
 
 pytest loads this module in every project that has everifin-django installed, so nothing else is
@@ -16,31 +16,31 @@ import pytest
 if TYPE_CHECKING:
     from django.test import Client
 
-    from everifin_django.testing.everifin import Everifin
+    from everifin_django.testing.fake import FakeEverifin
 
 
 @pytest.fixture
-def everifin() -> Iterator[Everifin]:
+def everifin() -> Iterator[FakeEverifin]:
     """
     Give the sandbox that answers for Everifin in this test; every other host is refused.
 
     Its addresses and client are those of the site's settings when the test begins. Needs the extra
     ``sandbox``.
     """
-    from everifin_django.testing.everifin import pretend_everifin
+    from everifin_django.testing.fake import fake_everifin
 
-    with pretend_everifin() as sandbox:
+    with fake_everifin() as sandbox:
         yield sandbox
 
 
 @pytest.fixture
-def everifin_user(everifin: Everifin, db: None) -> Any:
+def everifin_user(everifin: FakeEverifin, db: None) -> Any:
     """Give a user of the site with a live connection, who is alice at Everifin."""
     return everifin.make_user()
 
 
 @pytest.fixture
-def everifin_login(everifin: Everifin, db: None) -> Callable[..., Any]:
+def everifin_login(everifin: FakeEverifin, db: None) -> Callable[..., Any]:
     """
     Give a function that logs a test client in with Everifin, through the site's real views.
 
@@ -55,17 +55,17 @@ def everifin_login(everifin: Everifin, db: None) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def everifin_connect(everifin: Everifin, db: None) -> Callable[..., Any]:
+def everifin_connect(everifin: FakeEverifin, db: None) -> Callable[..., Any]:
     """
     Give a function that connects the user whom a test client is logged in as, through the site's
     real views.
 
-    Takes and returns what `everifin_login` does; ``door="login"`` logs a visitor in instead.
+    Takes and returns what `everifin_login` does; ``view="login"`` logs a visitor in instead.
     """
 
     def connect(
-        client: Client, username: str = "alice", *, door: str = "connect", **data: str
+        client: Client, username: str = "alice", *, view: str = "connect", **data: str
     ) -> Any:
-        return everifin.visit(client, door, username, **data)
+        return everifin.visit(client, view, username, **data)
 
     return connect

@@ -1,5 +1,5 @@
 """
-A pretend Everifin for tests made of Django's own classes: what the pytest fixtures give, on self.
+A fake Everifin for tests made of Django's own classes: what the pytest fixtures give, on self.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.test import TestCase
 
-from everifin_django.testing.everifin import Everifin, pretend_everifin
+from everifin_django.testing.fake import FakeEverifin, fake_everifin
 
 if TYPE_CHECKING:
     from django.test import SimpleTestCase as _Base
@@ -25,11 +25,11 @@ class EverifinMixin(_Base):
     with a ``setUp`` of its own calls ``super().setUp()`` first.
     """
 
-    everifin: Everifin
+    everifin: FakeEverifin
 
     def setUp(self) -> None:
         super().setUp()
-        self.everifin = self.enterContext(pretend_everifin())
+        self.everifin = self.enterContext(fake_everifin())
 
     @cached_property
     def everifin_user(self) -> Any:
@@ -46,4 +46,4 @@ class EverifinMixin(_Base):
 
 
 class EverifinTestCase(EverifinMixin, TestCase):
-    """Django's TestCase with a pretend Everifin."""
+    """Django's TestCase with a fake Everifin."""

@@ -1,0 +1,1 @@
+"""Views for login, connecting, logout, and what people are told."""

@@ -65,7 +65,7 @@ def detach(user: Any) -> None:
     """
     if not conf.backchannel_logout:
         return
-    connection = grants.Everifin(user).connection
+    connection = grants.Everifin(user).connection()
     if connection is not None and connection.sid:
         _login_sessions().filter(sid=connection.sid).delete()
 

@@ -261,7 +261,7 @@ class LogoutView(View):
     def post(self, request: HttpRequest) -> HttpResponse:
         user = request.user
         # Read before its tokens go.
-        connection = grants.Everifin(user).connection if conf.post_logout_redirect_uri else None
+        connection = grants.Everifin(user).connection() if conf.post_logout_redirect_uri else None
         auth.logout(request)
         if user.is_authenticated:
             grants.disconnect(user, "logout")

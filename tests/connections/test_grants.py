@@ -332,8 +332,8 @@ class TestDisconnectInATransaction:
         with transaction.atomic():
             grants.disconnect(connected.user)
             transaction.set_rollback(True)
-        with everifin_for(connected.user) as bank:
-            assert list(bank.accounts())
+        bank = everifin_for(connected.user)
+        assert list(bank.accounts())
         assert everifin.live_sessions() == 1
 
     def test_a_database_that_fails_after_the_commit_leaves_the_grant_in_the_outbox(
@@ -391,33 +391,34 @@ class TestRouter:
 
 class TestEverifin:
     def test_making_one_costs_nothing(self, django_assert_num_queries):
-        with django_assert_num_queries(0), everifin_for(UserFactory.build()):
-            pass
+        with django_assert_num_queries(0):
+            everifin_for(UserFactory.build())
 
     def test_calls_of_one_object_get_a_token_once(self, connected, django_assert_num_queries):
-        with everifin_for(connected.user) as bank, django_assert_num_queries(1):
+        bank = everifin_for(connected.user)
+        with django_assert_num_queries(1):
             account = next(bank.accounts())
             bank.account(account.id)
-            bank.prepare(frozenset({"ais"}))
+            bank.ensure_token(frozenset({"ais"}))
 
     def test_a_token_that_runs_out_while_the_object_lives_is_replaced(
         self, connected, everifin, age, monkeypatch
     ):
-        with everifin_for(connected.user) as bank:
-            bank.prepare()
-            later = timezone.now() + timedelta(minutes=6)
-            monkeypatch.setattr(timezone, "now", lambda: later)
-            list(bank.accounts())
+        bank = everifin_for(connected.user)
+        bank.ensure_token()
+        later = timezone.now() + timedelta(minutes=6)
+        monkeypatch.setattr(timezone, "now", lambda: later)
+        list(bank.accounts())
         assert everifin.calls["token.refresh_token"] == 1
 
     def test_a_token_is_replaced_from_the_very_moment_it_is_overdue(
         self, connected, everifin, monkeypatch
     ):
-        with everifin_for(connected.user) as bank:
-            bank.prepare()
-            overdue_at = grants.get_access_token(connected.user).overdue_at
-            monkeypatch.setattr(timezone, "now", lambda: overdue_at)
-            bank.prepare()
+        bank = everifin_for(connected.user)
+        bank.ensure_token()
+        overdue_at = grants.get_access_token(connected.user).overdue_at
+        monkeypatch.setattr(timezone, "now", lambda: overdue_at)
+        bank.ensure_token()
         assert everifin.calls["token.refresh_token"] == 1
 
     def test_the_end_user_is_named_to_the_bank(self, connected, everifin):
@@ -429,15 +430,16 @@ class TestEverifin:
         self, connected, everifin
     ):
         everifin.expire_access_tokens()
-        with everifin_for(connected.user) as bank:
-            assert list(bank.accounts())
+        bank = everifin_for(connected.user)
+        assert list(bank.accounts())
         assert everifin.calls["token.refresh_token"] == 1
         assert everifin.calls["api.accounts"] == 2
 
     def test_a_refusal_for_ever_ends_in_an_error_after_one_refresh(self, connected, everifin):
         body = '{"meta": {"status": "ERROR"}, "errors": [{"code": "INVALID_ACCESS_TOKEN"}]}'
         everifin.faults.add("api", status=401, body=body)
-        with everifin_for(connected.user) as bank, pytest.raises(NotAuthorizedError):
+        bank = everifin_for(connected.user)
+        with pytest.raises(NotAuthorizedError):
             list(bank.accounts())
         assert everifin.calls["token.refresh_token"] == 1
         assert everifin.calls["api.accounts"] == 2
@@ -445,16 +447,17 @@ class TestEverifin:
     def test_a_token_that_another_process_refreshed_is_used_without_a_refresh(
         self, connected, everifin
     ):
-        with everifin_for(connected.user) as bank, everifin_for(connected.user) as other:
-            bank.prepare()
-            everifin.expire_access_tokens()
-            list(other.accounts())
-            list(bank.accounts())
+        bank = everifin_for(connected.user)
+        other = everifin_for(connected.user)
+        bank.ensure_token()
+        everifin.expire_access_tokens()
+        list(other.accounts())
+        list(bank.accounts())
         assert everifin.calls["token.refresh_token"] == 1
 
     def test_a_scope_that_was_not_granted_is_named(self):
         with pytest.raises(ScopeMissingError) as caught:
-            Everifin(BankTokenFactory().user).prepare(frozenset({"ais", "pis"}))
+            Everifin(BankTokenFactory().user).ensure_token(frozenset({"ais", "pis"}))
         assert caught.value.missing == {"pis"}
 
     @pytest.mark.parametrize(
@@ -462,14 +465,14 @@ class TestEverifin:
         [({}, True), ({"failures": 2}, True), ({"status": "needs_reconnect"}, False)],
     )
     def test_health_and_is_connected(self, columns, is_connected):
-        assert Everifin(BankTokenFactory(**columns).user).is_connected is is_connected
+        assert Everifin(BankTokenFactory(**columns).user).is_connected() is is_connected
 
     @pytest.mark.parametrize("user", [UserFactory, AnonymousUser])
     def test_who_never_connected_is_disconnected(self, user):
         everifin = Everifin(user())
-        assert everifin.connection is None
-        assert everifin.health == BankToken.Health.DISCONNECTED
-        assert not everifin.is_connected
+        assert everifin.connection() is None
+        assert everifin.health() == BankToken.Health.DISCONNECTED
+        assert not everifin.is_connected()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -477,17 +480,17 @@ def test_the_awaitable_twins_give_the_same(connected):
     user = connected.user
 
     async def read():
-        with everifin_for(user) as bank:
-            accounts = [account async for account in bank.aaccounts()]
-            first = await bank.aaccount(accounts[0].id)
-            await bank.aprepare(frozenset({"ais"}))
-            assert await bank.ahealth() == BankToken.Health.ACTIVE
+        bank = everifin_for(user)
+        accounts = [account async for account in bank.aaccounts()]
+        first = await bank.aaccount(accounts[0].id)
+        await bank.aensure_token(frozenset({"ais"}))
+        assert await bank.ahealth() == BankToken.Health.ACTIVE
         await sync_to_async(connections.close_all)()
         return accounts, first
 
     accounts, first = asyncio.run(read())
-    with everifin_for(connected.user) as bank:
-        assert accounts == list(bank.accounts())
+    bank = everifin_for(connected.user)
+    assert accounts == list(bank.accounts())
     assert first == accounts[0]
 
 

@@ -96,7 +96,7 @@ def test_a_visitor_who_asks_for_accounts_is_led_to_log_in(client):
 
 @pytest.mark.django_db
 def test_logging_in_with_everifin_leads_to_the_accounts(client, everifin_connect):
-    response = everifin_connect(client, door="login", next="/accounts/")
+    response = everifin_connect(client, view="login", next="/accounts/")
     assert response["Location"] == "/accounts/"
     assert "Logged in with Everifin" in text_of(client.get("/"))
 

@@ -53,7 +53,7 @@ def user_of(client: Client) -> Any:
 
 class TestLogin:
     def test_a_user_is_made_and_found_again(self, client, everifin, everifin_connect):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         user = User.objects.get()
         assert user_of(client) == user
         assert not user.has_usable_password()
@@ -61,7 +61,7 @@ class TestLogin:
         named = "alice@example.test" if is_named_by_email else "everifin-"
         assert user.get_username().startswith(named)
         other = Client()
-        everifin_connect(other, door="login")
+        everifin_connect(other, view="login")
         assert user_of(other) == user
         assert BankToken.objects.get().user == user
         assert client.get("/accounts/").content.startswith(b"SK")
@@ -72,12 +72,12 @@ class TestLogin:
         assert everifin.live_sessions() == 0
 
     def test_a_later_login_leaves_groups_and_flags_alone(self, client, everifin_connect):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         user = User.objects.get()
         user.is_superuser = True
         user.save()
         user.groups.add(Group.objects.create(name="bookkeeping"))
-        everifin_connect(Client(), door="login")
+        everifin_connect(Client(), view="login")
         user.refresh_from_db()
         assert user.is_superuser
         assert [group.name for group in user.groups.all()] == ["bookkeeping"]
@@ -86,15 +86,15 @@ class TestLogin:
         self, client, everifin, everifin_connect, settings
     ):
         settings.EVERIFIN_CREATE_USERS = False
-        assert everifin_connect(client, door="login").status_code == 403
+        assert everifin_connect(client, view="login").status_code == 403
         assert not User.objects.exists()
         assert everifin.live_sessions() == 0
 
     def test_an_inactive_user_stays_out(self, client, everifin, everifin_connect):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         User.objects.update(is_active=False)
         assert not user_of(client).is_authenticated
-        assert everifin_connect(Client(), door="login").status_code == 403
+        assert everifin_connect(Client(), view="login").status_code == 403
         # The grant of the second login is ended; a bulk update has sent no signal for the first.
         assert everifin.live_sessions() == 1
         User.objects.get().save()

@@ -79,7 +79,7 @@ class TestConnect:
         assert BankToken.objects.get().subject == everifin.user("bob").sub
 
     def test_it_logs_a_visitor_in(self, everifin_connect, client):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         assert get_user(client).is_authenticated
 
     def test_an_error_of_the_site_is_seen_in_the_answer(

@@ -32,7 +32,7 @@ def switched_on(settings):
 @pytest.fixture
 def logged_in(client, everifin, everifin_connect) -> BankToken:
     """The connection of somebody whom ``client`` has logged in with Everifin."""
-    everifin_connect(client, door="login")
+    everifin_connect(client, view="login")
     everifin.calls.clear()
     return BankToken.objects.select_related("user").get()
 
@@ -84,9 +84,9 @@ def test_a_user_who_logged_out_everywhere_is_logged_out_of_every_browser(
     client, everifin, everifin_connect, logged_in
 ):
     another = Client()
-    everifin_connect(another, door="login")
+    everifin_connect(another, view="login")
     bob = Client()
-    everifin_connect(bob, username="bob", door="login")
+    everifin_connect(bob, username="bob", view="login")
     assert LoginSession.objects.count() == 3
     assert say(everifin.logout_token(username="alice")).status_code == 200
     assert [is_logged_in(one) for one in (client, another, bob)] == [False, False, True]
@@ -95,7 +95,7 @@ def test_a_user_who_logged_out_everywhere_is_logged_out_of_every_browser(
 
 def test_another_session_of_the_user_stays(client, everifin, everifin_connect, logged_in):
     another = Client()
-    everifin_connect(another, door="login")
+    everifin_connect(another, view="login")
     newer = BankToken.objects.get().sid
     assert say(everifin.logout_token(sid=logged_in.sid)).status_code == 200
     assert [is_logged_in(one) for one in (client, another)] == [False, True]
@@ -114,7 +114,7 @@ def test_who_disconnects_stays_logged_in_though_everifin_tells_of_the_end(
     client, everifin, everifin_connect, logged_in
 ):
     another = Client()
-    everifin_connect(another, door="login")
+    everifin_connect(another, view="login")
     newer = BankToken.objects.get().sid
     client.post("/everifin/disconnect/")
     assert say(everifin.logout_token(sid=newer)).status_code == 200
@@ -205,7 +205,7 @@ def test_a28_a_logout_token_of_two_minutes_ago_is_too_old(client, everifin, logg
 def test_a28_it_serves_once(client, everifin, everifin_connect, logged_in):
     token = everifin.logout_token(username="alice")
     assert say(token).status_code == 200
-    everifin_connect(client, door="login")
+    everifin_connect(client, view="login")
     assert say(token).status_code == 400
     assert is_logged_in(client)
 
@@ -290,7 +290,7 @@ class TestNoting:
     ):
         Session.objects.all().delete()
         LoginSession.objects.create(session_key="x", identity_digest="of another person")
-        everifin_connect(Client(), door="login")
+        everifin_connect(Client(), view="login")
         assert LoginSession.objects.count() == 2
         assert not LoginSession.objects.filter(session_key=client.session.session_key).exists()
 

@@ -572,7 +572,7 @@ class TestLogin:
     ):
         client.post(LOGIN)
         anonymous_key = client.session.session_key
-        response = everifin_connect(client, door="login", next="/accounts/")
+        response = everifin_connect(client, view="login", next="/accounts/")
         assert response["Location"] == "/accounts/"
         assert response["Referrer-Policy"] == "no-referrer"
         assert client.session.session_key != anonymous_key
@@ -582,16 +582,16 @@ class TestLogin:
         assert BankToken.objects.get().user == user
 
     def test_a_second_login_finds_the_same_user(self, everifin_connect, client):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         first = user_of(client)
-        everifin_connect(another := Client(), door="login")
+        everifin_connect(another := Client(), view="login")
         assert user_of(another) == first
 
     def test_nobody_is_made_where_the_site_does_not_want_it(
         self, everifin, everifin_connect, client, settings, django_user_model
     ):
         settings.EVERIFIN_CREATE_USERS = False
-        response = everifin_connect(client, door="login")
+        response = everifin_connect(client, view="login")
         assert response.status_code == 403
         page = Page(response)
         page.assert_is_in_order()
@@ -605,16 +605,16 @@ class TestLogin:
     ):
         settings.EVERIFIN_CREATE_USERS = False
         everifin_connect(browser)
-        everifin_connect(another := Client(), door="login")
+        everifin_connect(another := Client(), view="login")
         assert user_of(another) == str(user.pk)
 
     def test_an_inactive_user_stays_out_and_the_grant_is_ended(
         self, everifin, everifin_connect, client, django_user_model, settings
     ):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         django_user_model.objects.update(is_active=False)
         everifin.end_sessions()
-        response = everifin_connect(another := Client(), door="login")
+        response = everifin_connect(another := Client(), view="login")
         assert response.status_code == 403
         page = Page(response)
         assert page.text["h1"] == "Nobody here has this Everifin account"
@@ -628,7 +628,7 @@ class TestLogin:
     ):
         everifin.issue_id_tokens = False
         settings.EVERIFIN_SCOPES = scopes
-        response = everifin_connect(client, door="login")
+        response = everifin_connect(client, view="login")
         assert response.status_code == 400
         assert Page(response).text["h1"] == "Everifin could not finish this"
         [message] = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
@@ -640,7 +640,7 @@ class TestLogin:
         self, everifin, everifin_connect, client, django_user_model
     ):
         everifin.id_token_hook = lambda headers, claims: (headers, {**claims, "nonce": "another"})
-        assert everifin_connect(client, door="login").status_code == 400
+        assert everifin_connect(client, view="login").status_code == 400
         assert not django_user_model.objects.exists()
         assert everifin.live_sessions("alice") == 0
 
@@ -649,7 +649,7 @@ class TestLogin:
         self, everifin, everifin_connect, client, claims
     ):
         everifin.id_token_hook = lambda headers, given: (headers, {**given, **claims})
-        response = everifin_connect(client, door="login")
+        response = everifin_connect(client, view="login")
         assert response.status_code == 400
         page = Page(response)
         assert page.text["h1"] == "Everifin could not finish this"
@@ -666,7 +666,7 @@ class TestLogin:
         user_logged_in.connect(fail)
         try:
             with pytest.raises(RuntimeError):
-                everifin_connect(client, door="login")
+                everifin_connect(client, view="login")
         finally:
             user_logged_in.disconnect(fail)
         assert BankToken.objects.get().status == "active"
@@ -684,7 +684,7 @@ class TestLogin:
         self, everifin_connect, client, settings
     ):
         settings.AUTHENTICATION_BACKENDS = ["tests.test_backends.Ours"]
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         assert client.get("/plain/").wsgi_request.user.is_authenticated
 
     def test_it_works_under_asgi(self, everifin):
@@ -803,7 +803,7 @@ class TestNothingOfTheAnswerIsLeft:
 
 class TestLogout:
     def test_it_ends_everything(self, everifin, everifin_connect, client):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         key = client.session.session_key
         response = client.post(LOGOUT)
         assert response["Location"] == "/"
@@ -856,7 +856,7 @@ class TestLogout:
     def test_however_everifin_fails_the_local_part_is_done_by_the_deadline(
         self, everifin, everifin_connect, client, settings, fault
     ):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         slept: list[float] = []
         everifin.sleep = slept.append
         everifin.faults.add("logout", **fault)
@@ -870,7 +870,7 @@ class TestLogout:
     def test_everifin_may_be_down(self, everifin, everifin_connect, client, user, door):
         if door == "connect":
             client.force_login(user)
-        everifin_connect(client, door=door)
+        everifin_connect(client, view=door)
         everifin.faults.add("logout", status=503)
         assert client.post(LOGOUT).status_code == 302
         assert user_of(client) is None
@@ -885,7 +885,7 @@ class TestLogout:
         assert not PendingRevocation.objects.exists()
 
     def test_twice_is_once(self, everifin, everifin_connect, client):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         client.post(LOGOUT)
         assert client.post(LOGOUT).status_code == 302
         assert everifin.calls["logout"] == 1
@@ -923,7 +923,7 @@ class TestLogoutAtEverifin:
     def test_everifin_is_told_whose_session_ends_and_where_to_go(
         self, everifin, everifin_connect, client, back
     ):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         id_token = _id_token(BankToken.objects.get())
         page = client.post(LOGOUT)["Location"]
         assert page.startswith(f"{everifin.issuer}/protocol/openid-connect/logout?")
@@ -945,7 +945,7 @@ class TestLogoutAtEverifin:
     def test_a_refresh_without_an_id_token_keeps_the_one_there_is(
         self, everifin, everifin_connect, client
     ):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         row = BankToken.objects.get()
         id_token = _id_token(row)
         everifin.issue_id_tokens = False
@@ -960,18 +960,18 @@ class TestLogoutAtEverifin:
         assert "id_token_hint" not in query(browser.post(LOGOUT)["Location"])
 
     def test_so_it_does_where_the_id_token_cannot_be_read(self, everifin_connect, client, settings):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         settings.EVERIFIN_ENCRYPTION_KEYS = ["other:" + "A" * 43 + "="]
         assert "id_token_hint" not in query(client.post(LOGOUT)["Location"])
         assert user_of(client) is None
 
     def test_an_older_keycloak_is_told_in_its_way(self, everifin_connect, client, settings, back):
         settings.EVERIFIN_LEGACY_LOGOUT = True
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         assert query(client.post(LOGOUT)["Location"]) == {"redirect_uri": back}
 
     def test_it_leads_there_though_everifin_is_down(self, everifin, everifin_connect, client):
-        everifin_connect(client, door="login")
+        everifin_connect(client, view="login")
         everifin.faults.add("logout", status=503)
         assert "id_token_hint" in client.post(LOGOUT)["Location"]
         assert user_of(client) is None
@@ -1037,8 +1037,8 @@ class TestAtomicRequests:
 
 def test_nothing_else_is_asked(everifin, everifin_connect, client):
     """A whole login asks the token endpoint once, and only the first one for the keys."""
-    everifin_connect(client, door="login")
+    everifin_connect(client, view="login")
     assert everifin.calls == {"auth": 1, "token.authorization_code": 1, "token": 1, "certs": 1}
     everifin.calls.clear()
-    everifin_connect(Client(), door="login")
+    everifin_connect(Client(), view="login")
     assert everifin.calls == {"auth": 1, "token.authorization_code": 1, "token": 1}

@@ -56,7 +56,7 @@ class Command(BaseCommand):
         try:
             with (
                 interrupted_by(signal.SIGTERM),
-                pretend_everifin(sandbox_port, token_seconds) as sandbox,
+                fake_everifin(sandbox_port, token_seconds) as sandbox,
                 example_site(site_port, sandbox) as site,
             ):
                 (self._walk if is_walk else self._wait)(site, sandbox)
@@ -169,7 +169,7 @@ def environment(sandbox: Any, place: Path) -> dict[str, str]:
 
 
 @contextmanager
-def pretend_everifin(port: int, token_seconds: int) -> Iterator[Any]:
+def fake_everifin(port: int, token_seconds: int) -> Iterator[Any]:
     """Serve a sandbox until the block ends, in threads of this process."""
     # Imported when it runs: without the extra "sandbox" the command can still say what it does.
     from everifin_django.testing.sandbox import Sandbox

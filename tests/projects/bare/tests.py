@@ -20,7 +20,7 @@ class TestCannotBeMade:
 
     def fails(self, client, everifin, everifin_connect) -> ImproperlyConfigured:
         with pytest.raises(ImproperlyConfigured) as caught:
-            everifin_connect(client, door="login")
+            everifin_connect(client, view="login")
         assert not User.objects.exists()
         assert not BankToken.objects.exists()
         assert everifin.live_sessions() == 0

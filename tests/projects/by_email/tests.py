@@ -21,7 +21,7 @@ class TestNamedByEmail:
     def test_who_has_the_address_already_is_not_taken_over(
         self, client, everifin, everifin_connect
     ):
-        assert everifin_connect(client, door="login").status_code == 403
+        assert everifin_connect(client, view="login").status_code == 403
         assert not user_of(client).is_authenticated
         assert not BankToken.objects.exists()
         assert everifin.live_sessions() == 0
@@ -30,12 +30,12 @@ class TestNamedByEmail:
         client.force_login(alice)
         everifin_connect(client)
         other = Client()
-        everifin_connect(other, door="login")
+        everifin_connect(other, view="login")
         assert user_of(other) == alice
 
     def test_without_a_verified_address_nobody_is_made(self, client, everifin, everifin_connect):
         everifin.add_user("carol", email_verified=False)
-        assert everifin_connect(client, "carol", door="login").status_code == 403
+        assert everifin_connect(client, "carol", view="login").status_code == 403
         assert not User.objects.exists()
 
     def test_a_first_login_twice_at_once_makes_one_user(
@@ -52,7 +52,7 @@ class TestNamedByEmail:
 
         monkeypatch.setattr(backends.EverifinBackend, "_is_free", look)
         # What the other process made is rolled back here with the try, so the second one succeeds.
-        assert everifin_connect(client, door="login").status_code == 302
+        assert everifin_connect(client, view="login").status_code == 302
         assert User.objects.count() == 1
 
 
@@ -73,7 +73,7 @@ class TestReadmesOwnBackend:
         self, client, everifin, everifin_connect, email, is_verified, is_let_in
     ):
         everifin.add_user("carol", email=email, email_verified=is_verified)
-        response = everifin_connect(client, "carol", door="login")
+        response = everifin_connect(client, "carol", view="login")
         assert response.status_code == (302 if is_let_in else 403)
         assert [user.email for user in User.objects.all()] == [email] * is_let_in
         assert everifin.live_sessions() == int(is_let_in)
@@ -81,5 +81,5 @@ class TestReadmesOwnBackend:
     def test_it_takes_nobody_over(self, client, everifin, everifin_connect):
         User.objects.create_user("carol@example.org")
         everifin.add_user("carol", email="carol@example.org")
-        assert everifin_connect(client, "carol", door="login").status_code == 403
+        assert everifin_connect(client, "carol", view="login").status_code == 403
         assert User.objects.count() == 1

@@ -1,7 +1,7 @@
 """
-The pretend Everifin of a site's test: the sandbox, and what ties it to the site's users.
+Everifin faked for a site's tests: the sandbox, and what ties it to the site's users.
 
-Stands behind the pytest fixtures of `everifin_django.testing.plugin` and the test cases of
+Used by the pytest fixtures of `everifin_django.testing.plugin` and the test cases of
 `everifin_django.testing.testcases` alike.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from django.test import Client
 
 
-class Everifin(Sandbox):
+class FakeEverifin(Sandbox):
     """A sandbox that knows the site under test."""
 
     def make_user(self, username: str = "alice") -> Any:
@@ -62,12 +62,12 @@ class Everifin(Sandbox):
         who = Identity(self.issuer, self.user(username).sub)
         return grants.save_grant(user, granted, who)
 
-    def visit(self, client: Client, door: str, username: str = "alice", **data: str) -> Any:
+    def visit(self, client: Client, view: str, username: str = "alice", **data: str) -> Any:
         """
-        Take *client* through the site's real views, to Everifin and back: *door* is "login" or
+        Take *client* through the site's real views, to Everifin and back: *view* is "login" or
         "connect", *data* what its form sends. Returns the callback's response.
         """
-        start = client.post(reverse(f"everifin_django:{door}"), data)
+        start = client.post(reverse(f"everifin_django:{view}"), data)
         return client.get(self.authorize(start["Location"], username))
 
     def expire_access_token(self, user: Any) -> None:
@@ -105,14 +105,14 @@ class Everifin(Sandbox):
 
 
 @contextmanager
-def pretend_everifin() -> Iterator[Everifin]:
+def fake_everifin() -> Iterator[FakeEverifin]:
     """
     Let a sandbox answer for Everifin in this process until the block ends; every other host that
     requests is asked for is refused.
 
     Its addresses and client are those of the site's settings when the block begins.
     """
-    everifin = Everifin(**as_in_settings(), redirect_uris=callbacks())
+    everifin = FakeEverifin(**as_in_settings(), redirect_uris=callbacks())
     clear_signing_keys()
     client_pause.end()
     with mount(everifin):
