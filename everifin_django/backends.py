@@ -27,9 +27,10 @@ from django.views.decorators.debug import sensitive_variables
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from everifin_django.conf import conf
-from everifin_django.connections import grants, revocation
+from everifin_django.connections import grants, links, revocation
 from everifin_django.encryption import active_key
 from everifin_django.exceptions import APIError, IdentityTakenError, LoginError
+from everifin_django.models import BankToken, LoginLink
 from everifin_django.oauth import endpoints, id_token
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.oauth.id_token import Claims, Identity
@@ -101,6 +102,12 @@ class EverifinBackend(ModelBackend):
     path = "everifin_django.backends.EverifinBackend"
     """How AUTHENTICATION_BACKENDS names the class: the session of who logs in refers to it so."""
 
+    link: LoginLink | None = None
+    """The login link that the user was found by; of this one login, as Django makes backends."""
+
+    logs_in_with_everifin = True
+    """What tells ``connections.links`` that this site has a login to keep links for."""
+
     get_settings = staticmethod(oidc_setting)
     get_or_create_user = OIDCAuthenticationBackend.get_or_create_user
     update_user = OIDCAuthenticationBackend.update_user
@@ -168,6 +175,8 @@ class EverifinBackend(ModelBackend):
         with transaction.atomic():
             try:
                 user = self.get_or_create_user(None, None, claims)
+            except LoginError:
+                raise
             except SuspiciousOperation:
                 # mozilla-django-oidc's way to say that verify_claims returned False.
                 logger.warning("A login with Everifin was refused by this site's verify_claims.")
@@ -176,7 +185,12 @@ class EverifinBackend(ModelBackend):
                 return None
             if not self.user_can_authenticate(user):
                 raise LoginError("user_inactive")
-            grants.save_grant(user, grant.tokens, grant.identity)
+            identity = id_token.identity_of(claims)
+            if self.link is None:
+                links.create(user, identity, LoginLink.MadeBy.LOGIN)
+            saved = grants.save_login_grant(user, grant.tokens, identity)
+        if saved is None:
+            revocation.revoke_unused(grant.tokens, "not_connected")
         return user
 
     def get_userinfo(self, access_token: Any, id_token: Any, payload: Claims) -> Claims:
@@ -191,11 +205,20 @@ class EverifinBackend(ModelBackend):
 
     def filter_users_by_claims(self, claims: Claims) -> Any:
         """
-        Find the user by issuer and subject. An e-mail address is no proof of being somebody here.
+        Find the user by issuer and subject. An email address is no proof of being somebody here.
+        One query; one more if nobody is found.
+
+        Errors: LoginError for an account that is connected here but gives no login.
         """
-        return self.UserModel._default_manager.filter(
-            bank_token__identity_digest=id_token.identity_of(claims).digest
-        )
+        identity = id_token.identity_of(claims)
+        self.link = links.find(identity)
+        if self.link is None:
+            if BankToken.objects.for_identity(identity).exists():
+                raise LoginError("login_not_allowed")
+            return []
+        if not links.may_log_in(self.link):
+            raise LoginError("login_not_allowed")
+        return [self.link.user]
 
     @sensitive_variables()
     def create_user(self, claims: Claims) -> Any:

@@ -231,6 +231,7 @@ def check_values(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         "EVERIFIN_USE_PKCE",
         "EVERIFIN_REQUIRE_ISS",
         "EVERIFIN_CREATE_USERS",
+        "EVERIFIN_CONNECT_ALLOWS_LOGIN",
         "EVERIFIN_RETENTION_DAYS",
         "EVERIFIN_REFRESH_EVERY_VIEW",
         "EVERIFIN_LEGACY_LOGOUT",

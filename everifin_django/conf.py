@@ -214,6 +214,11 @@ class Conf:
     def create_users(self) -> bool:
         return self._flag("EVERIFIN_CREATE_USERS", default=True)
 
+    @property
+    def connect_allows_login(self) -> bool:
+        """May a user who has connected an Everifin account log in with it?"""
+        return self._flag("EVERIFIN_CONNECT_ALLOWS_LOGIN", default=True)
+
     # The logout.
 
     @property

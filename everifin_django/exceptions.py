@@ -30,6 +30,7 @@ What can go wrong, and who has to act.
     │       ├── PaymentRejectedError    the user: the bank refused the payment
     │       └── PaymentNotEditableError nobody: read the payment instead
     ├── LoginError                      the visitor starts the login or connection again
+    ├── IdentityMismatchError           the user signs in at Everifin with the account of before
     └── IdentityTakenError              the visitor logs in as the user who has the Everifin account
 
 A wrong setting is Django's ``ImproperlyConfigured``, outside this tree on purpose: who catches bank
@@ -266,6 +267,13 @@ class LoginError(EverifinError, SuspiciousOperation):
 
     def __str__(self) -> str:
         return f"The login with Everifin was stopped ({self.reason})."
+
+
+class IdentityMismatchError(EverifinError):
+    """The user's connection belongs to another Everifin account. Nothing was changed."""
+
+    def __str__(self) -> str:
+        return "This user's connection belongs to another Everifin account."
 
 
 class IdentityTakenError(EverifinError):

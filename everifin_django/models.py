@@ -128,6 +128,8 @@ class BankToken(models.Model):
     retry_after = models.DateTimeField(_("next try"), null=True)
     failures = models.PositiveIntegerField(_("failures in a row"), default=0)
     last_error = models.CharField(_("last error"), max_length=64, blank=True)
+    # Why this site ended it; after an end on purpose, a login does not connect again.
+    end_reason = models.CharField(max_length=32, blank=True, editable=False)
 
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     updated_at = models.DateTimeField(_("updated"), auto_now=True)
@@ -174,6 +176,14 @@ class BankToken(models.Model):
             columns["id_ciphertext"] = seal(tokens.id, self.encryption_context("id"), key)
         return columns
 
+    def is_of_another(self, identity: Identity | None) -> bool:
+        """Tell whether both identities are known and differ."""
+        return bool(
+            identity is not None
+            and self.identity_digest
+            and self.identity_digest != identity.digest
+        )
+
     @property
     def scopes(self) -> frozenset[str]:
         return frozenset(self.scope.split())
@@ -211,6 +221,39 @@ class BankToken(models.Model):
 
     def _before_expiry(self, margin: timedelta) -> datetime:
         return self.access_expires_at - margin if self.access_expires_at is not None else ALWAYS
+
+
+class LoginLink(models.Model):
+    """
+    An Everifin account that a user may log in with. Whose bank is read is another matter: that is
+    the connection.
+    """
+
+    class MadeBy(models.TextChoices):
+        LOGIN = "login", pgettext_lazy("login link", "first login")
+        CONNECT = "connect", pgettext_lazy("login link", "connecting")
+        IMPORT = "import", pgettext_lazy("login link", "import")
+
+    id = models.BigAutoField(primary_key=True)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        related_name="everifin_login_links",
+        verbose_name=_("user"),
+    )
+    issuer = models.CharField(_("issuer"), max_length=255)
+    subject = models.CharField(_("subject"), max_length=255)
+    # Unique by bytes on every database, which a constraint over issuer and subject is not.
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    made_by = models.CharField(_("made by"), max_length=8, choices=MadeBy)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("login link")
+        verbose_name_plural = _("login links")
+
+    def __str__(self) -> str:
+        return str(self.pk)
 
 
 class PendingRevocation(models.Model):

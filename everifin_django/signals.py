@@ -1,9 +1,10 @@
 """
 The events other apps may listen to.
 
-Each is sent after the change is committed, with ``sender=BankToken``, ``user`` and
-``connection_id`` (UUID); none carries a token. Receivers run in the request, so they should be
-quick; an error in one is logged and changes nothing.
+Each is sent after the change is committed, with ``user``; those about a connection with
+``sender=BankToken`` and ``connection_id`` (UUID), those about a login link with
+``sender=LoginLink`` and ``made_by``. None carries a token. Receivers run in the request, so they
+should be quick; an error in one is logged and changes nothing.
 """
 
 from django.dispatch import Signal
@@ -21,3 +22,9 @@ consent_expired = Signal()
 
 everifin_disconnected = Signal()
 """A user's connection was ended here, by logout, disconnect or an administrator."""
+
+login_link_created = Signal()
+"""From now on a user can log in with one more Everifin account. Tell them, by email."""
+
+login_link_removed = Signal()
+"""A user can no longer log in with an Everifin account. Tell them, by email."""

@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import dj_database_url
+import django
 from django.core.exceptions import ImproperlyConfigured
 
 from example_project.environment import (
@@ -83,6 +84,12 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "everifin_django",
 ]
+
+# Mails are printed, not sent. Django 6.1 has MAILERS in place of EMAIL_BACKEND.
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"BACKEND": "django.core.mail.backends.console.EmailBackend"}}
+else:
+    EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

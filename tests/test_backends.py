@@ -208,14 +208,14 @@ class TestRaces:
         self, everifin, everifin_connect, client, monkeypatch, django_user_model
     ):
         """The same person's other login has just stored this identity, under a user of its own."""
-        save, faults = grants.save_grant, [IdentityTakenError()]
+        save, faults = grants.save_login_grant, [IdentityTakenError()]
 
         def save_late(*args):
             if faults:
                 raise faults.pop()
             return save(*args)
 
-        monkeypatch.setattr(grants, "save_grant", save_late)
+        monkeypatch.setattr(grants, "save_login_grant", save_late)
         assert everifin_connect(client, view="login").status_code == 302
         assert client.session["_auth_user_id"] == str(django_user_model.objects.get().pk)
         assert everifin.calls["token"] == 1
@@ -226,7 +226,7 @@ class TestRaces:
         def fail(*args):
             raise IdentityTakenError
 
-        monkeypatch.setattr(grants, "save_grant", fail)
+        monkeypatch.setattr(grants, "save_login_grant", fail)
         assert everifin_connect(client, view="login").status_code == 409
         assert not django_user_model.objects.exists()
         assert everifin.live_sessions("alice") == 0
@@ -237,7 +237,7 @@ class TestRaces:
         def fail(*args):
             raise IntegrityError
 
-        monkeypatch.setattr(grants, "save_grant", fail)
+        monkeypatch.setattr(grants, "save_login_grant", fail)
         with pytest.raises(IntegrityError):
             everifin_connect(client, view="login")
         assert not django_user_model.objects.exists()

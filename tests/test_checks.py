@@ -107,6 +107,7 @@ WRONG = [
     ("E018", {"EVERIFIN_USE_PKCE": "True"}),
     ("E018", {"EVERIFIN_REQUIRE_ISS": "True"}),
     ("E018", {"EVERIFIN_CREATE_USERS": "False"}),
+    ("E018", {"EVERIFIN_CONNECT_ALLOWS_LOGIN": "False"}),
     ("E018", {"EVERIFIN_REFRESH_EVERY_VIEW": 1}),
     ("E018", {"EVERIFIN_CA_BUNDLE": "/nowhere/ca.pem"}),
     ("E018", {"EVERIFIN_PROXIES": "http://proxy.test"}),

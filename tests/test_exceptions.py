@@ -19,6 +19,7 @@ from everifin_django.exceptions import (
     ConsentExpiredError,
     EndUserMissingError,
     EverifinError,
+    IdentityMismatchError,
     IdentityTakenError,
     InvalidRequestError,
     KeysUnavailableError,
@@ -72,6 +73,7 @@ ERRORS = [
     PaymentRejectedError("text", **API),
     PaymentNotEditableError("text", **API),
     LoginError("state_expired"),
+    IdentityMismatchError(),
     IdentityTakenError(),
 ]
 NAMES = [type(error).__name__ for error in ERRORS]

@@ -6,21 +6,29 @@ user.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
 from django.db import IntegrityError, OperationalError, router, transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.dispatch import Signal
 from django.utils import timezone
 
 from everifin_django.bank.client import Client, EndUser
 from everifin_django.conf import conf
-from everifin_django.connections import refresh, revocation
+from everifin_django.connections import links, refresh, revocation
 from everifin_django.encryption import active_key
-from everifin_django.exceptions import IdentityTakenError, ScopeMissingError, TokenMissingError
+from everifin_django.exceptions import (
+    IdentityMismatchError,
+    IdentityTakenError,
+    LoginError,
+    ScopeMissingError,
+    TokenMissingError,
+)
 from everifin_django.models import BankToken, PendingRevocation
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.oauth.id_token import Identity
@@ -30,6 +38,8 @@ from everifin_django.signals import everifin_connected, everifin_disconnected
 logger = logging.getLogger(__name__)
 
 SAVE_TRIES = 5
+ON_PURPOSE = frozenset({"disconnected", "admin", "incident"})
+"""The reasons after which a login does not connect again; Connect does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +72,46 @@ def get_access_token(user: Any, *, rejected_version: int | None = None) -> Acces
 
 def save_grant(user: Any, tokens: TokenSet, identity: Identity | None) -> BankToken:
     """
-    Store a new grant as the user's connection, and return it.
+    Store a new grant as the user's connection, and return it: the user has connected.
 
-    A grant that it replaces goes to the outbox, unless both may share one session at Everifin,
-    where ending the old would end the new. Some three queries.
+    A grant that it replaces goes to the outbox, unless both share one session at Everifin, where
+    ending the old would end the new. Connecting may give a login link. Some five queries. Without
+    *identity* the one that is known stays.
 
-    Errors: IdentityTakenError if *identity* is connected to another user; nothing is stored then.
+    Errors: IdentityTakenError if *identity* belongs to another user; IdentityMismatchError if the
+    connection is to another identity; LoginError if the user is not active. Nothing is stored then.
     """
-    for tries_left in reversed(range(SAVE_TRIES)):
-        row = _connection_of(user, identity)
-        try:
-            with transaction.atomic(using=_alias()):
-                saved = _save(user, row or BankToken(user=user), tokens, identity)
-        except IntegrityError:
-            # Another process stored this user or this identity between the statements.
-            if not tries_left:
-                raise
-            continue
-        if saved is not None:
-            break
-    else:
-        raise OperationalError("The connection kept changing while it was to be stored.")
-    logger.info("Connection %s was stored.", saved.pk)
-    _announce(everifin_connected, user, saved, scope=saved.scope)
+
+    def save(row: BankToken | None) -> BankToken | None:
+        if row is not None and row.is_of_another(identity):
+            raise IdentityMismatchError
+        saved = _save(user, row or BankToken(user=user), tokens, identity)
+        if saved is not None and identity is not None:
+            links.create_by_connecting(user, identity)
+        return saved
+
+    saved = _repeat_until_stored(user, identity, save)
+    _connected(user, saved)
+    return saved
+
+
+def save_login_grant(user: Any, tokens: TokenSet, identity: Identity) -> BankToken | None:
+    """
+    Store the grant of a login as the user's connection, and return it; None where a login leaves
+    the connection alone: it was disconnected on purpose, or belongs to another of the user's
+    identities. Some four queries.
+
+    Errors: IdentityTakenError if *identity* is connected to another user; LoginError if the user is
+    not active. Nothing is stored then.
+    """
+    if (kept := _connection_of(user, identity)) is not None and _is_left_alone(kept, identity):
+        return None
+
+    def save(row: BankToken | None) -> BankToken | None:
+        return _save(user, row or BankToken(user=user), tokens, identity)
+
+    saved = _repeat_until_stored(user, identity, save)
+    _connected(user, saved)
     return saved
 
 
@@ -118,10 +145,7 @@ def mark_disconnected(connection: BankToken, reason: str) -> None:
     """
     same_session = BankToken.objects.using(_alias()).filter(pk=connection.pk, sid=connection.sid)
     if same_session.exclude(status=BankToken.Status.DISCONNECTED).update(
-        **_NOTHING,
-        status=BankToken.Status.DISCONNECTED,
-        token_version=F("token_version") + 1,
-        updated_at=timezone.now(),
+        **_ended(reason), token_version=F("token_version") + 1
     ):
         logger.info("Connection %s was ended: %s.", connection.pk, reason)
         _announce(everifin_disconnected, connection.user, connection)
@@ -231,6 +255,7 @@ _NOTHING: dict[str, Any] = {
     "failures": 0,
     "last_error": "",
 }
+_NO_IDENTITY: dict[str, Any] = {"issuer": "", "subject": "", "identity_digest": None}
 
 
 def _alias() -> str:
@@ -241,20 +266,83 @@ def _end(user: Any, reason: str) -> tuple[BankToken | None, PendingRevocation | 
     """The connection as it was before it was ended here, and its entry in the outbox."""
     while True:
         row = BankToken.objects.using(_alias()).filter(user=user).first()
-        if row is None or row.status == BankToken.Status.DISCONNECTED:
-            return None, None
-        same_version = BankToken.objects.using(_alias()).filter(
-            pk=row.pk, token_version=row.token_version
-        )
         with transaction.atomic(using=_alias()):
-            if same_version.update(
-                **_NOTHING,
-                status=BankToken.Status.DISCONNECTED,
-                token_version=row.token_version + 1,
-                updated_at=timezone.now(),
-            ):
-                return row, revocation.enqueue(row, reason)
+            if reason in ON_PURPOSE:
+                links.remove_made_by_connecting(user)
+            if row is None or _has_ended(row, reason):
+                return None, None
+            was_live = row.status != BankToken.Status.DISCONNECTED
+            if _same_version(row).update(**_ended(reason), token_version=row.token_version + 1):
+                return (row, revocation.enqueue(row, reason)) if was_live else (None, None)
         # A refresh stored new tokens between the two statements: those are to be ended.
+
+
+def _has_ended(row: BankToken, reason: str) -> bool:
+    """Is there nothing left to write down? An end on purpose counts for more than others."""
+    is_more = reason in ON_PURPOSE and row.end_reason not in ON_PURPOSE
+    return row.status == BankToken.Status.DISCONNECTED and not is_more
+
+
+def _ended(reason: str) -> dict[str, Any]:
+    """
+    The columns of a connection that has ended. One that was ended on purpose gives its identity
+    free.
+    """
+    return {
+        **_NOTHING,
+        **(_NO_IDENTITY if reason in ON_PURPOSE else {}),
+        "status": BankToken.Status.DISCONNECTED,
+        "end_reason": reason,
+        "updated_at": timezone.now(),
+    }
+
+
+def _same_version(row: BankToken) -> QuerySet[BankToken]:
+    return BankToken.objects.using(_alias()).filter(pk=row.pk, token_version=row.token_version)
+
+
+def _repeat_until_stored(
+    user: Any, identity: Identity | None, save: Callable[[BankToken | None], BankToken | None]
+) -> BankToken:
+    for tries_left in reversed(range(SAVE_TRIES)):
+        row = _connection_of(user, identity)
+        try:
+            with transaction.atomic(using=_alias()):
+                saved = save(row)
+                _require_active(user)
+        except IntegrityError:
+            # Another process stored this user or this identity between the statements.
+            if not tries_left:
+                raise
+            continue
+        if saved is not None:
+            return saved
+    raise OperationalError("The connection kept changing while it was to be stored.")
+
+
+def _require_active(user: Any) -> None:
+    """
+    Look at the user in the transaction that stores, and after the write: whoever deactivates them
+    waits for it, and finds the connection then. One query.
+
+    Errors: LoginError.
+    """
+    users: Any = get_user_model()._base_manager.using(_alias()).select_for_update()
+    now = users.filter(pk=user.pk).first()
+    if now is None or not now.is_active:
+        raise LoginError("user_inactive")
+
+
+def _is_left_alone(row: BankToken, identity: Identity) -> bool:
+    is_ended_on_purpose = (
+        row.status == BankToken.Status.DISCONNECTED and row.end_reason in ON_PURPOSE
+    )
+    return is_ended_on_purpose or row.is_of_another(identity)
+
+
+def _connected(user: Any, saved: BankToken) -> None:
+    logger.info("Connection %s was stored.", saved.pk)
+    _announce(everifin_connected, user, saved, scope=saved.scope)
 
 
 def _announce(signal: Signal, user: Any, row: BankToken, **more: Any) -> None:
@@ -290,22 +378,33 @@ def _save(
         **row.sealed(tokens, active_key()),
         "scope": tokens.scope or conf.scopes,
         "sid": tokens.sid,
-        "issuer": identity.issuer if identity else "",
-        "subject": identity.subject if identity else "",
-        "identity_digest": identity.digest if identity else None,
+        **_identity_columns(row, identity),
         "status": BankToken.Status.ACTIVE,
+        "end_reason": "",
         "token_version": row.token_version + 1,
         "updated_at": timezone.now(),
     }
     if row._state.adding:
         return BankToken.objects.using(_alias()).create(pk=row.pk, user=user, **columns)
-    same_version = BankToken.objects.using(_alias()).filter(
-        pk=row.pk, token_version=row.token_version
-    )
-    if not same_version.update(**columns):
+    if not _same_version(row).update(**columns):
         return None
     if row.sid and tokens.sid and row.sid != tokens.sid:
         revocation.enqueue(row, "replaced")
     for name, value in columns.items():
         setattr(row, name, value)
     return row
+
+
+def _identity_columns(row: BankToken, identity: Identity | None) -> dict[str, Any]:
+    """What is unknown never takes the place of what is known."""
+    if identity is None:
+        return {
+            "issuer": row.issuer,
+            "subject": row.subject,
+            "identity_digest": row.identity_digest,
+        }
+    return {
+        "issuer": identity.issuer,
+        "subject": identity.subject,
+        "identity_digest": identity.digest,
+    }

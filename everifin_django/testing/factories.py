@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from everifin_django.conf import conf
 from everifin_django.encryption import EncryptionContext, TokenKind, active_key, seal
-from everifin_django.models import BankToken, LoginSession, PendingRevocation, SpentState
+from everifin_django.models import BankToken, LoginLink, LoginSession, PendingRevocation, SpentState
 from everifin_django.oauth.id_token import Identity
 from everifin_django.secret import Secret
 
@@ -72,6 +72,19 @@ class BankTokenFactory(factory.django.DjangoModelFactory):
     issued_at = factory.LazyFunction(timezone.now)
     access_expires_at = factory.LazyAttribute(lambda row: row.issued_at + timedelta(minutes=5))
     refresh_expires_at = factory.LazyAttribute(lambda row: row.issued_at + timedelta(minutes=30))
+
+
+class LoginLinkFactory(factory.django.DjangoModelFactory):
+    """An Everifin account that a user may log in with, made by a first login."""
+
+    class Meta:
+        model = LoginLink
+
+    user = factory.SubFactory(UserFactory)
+    issuer = factory.LazyFunction(lambda: conf.issuer)
+    subject = factory.Sequence(lambda number: f"subject-{number}")
+    digest = factory.LazyAttribute(lambda row: Identity(row.issuer, row.subject).digest)
+    made_by = LoginLink.MadeBy.LOGIN
 
 
 class PendingRevocationFactory(factory.django.DjangoModelFactory):

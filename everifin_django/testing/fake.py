@@ -17,9 +17,9 @@ from django.utils import timezone
 
 from everifin_django.backends import EverifinBackend
 from everifin_django.conf import conf
-from everifin_django.connections import grants
+from everifin_django.connections import grants, links
 from everifin_django.connections.refresh import client_pause
-from everifin_django.models import BankToken
+from everifin_django.models import BankToken, LoginLink
 from everifin_django.oauth import endpoints
 from everifin_django.oauth.id_token import Identity, clear_signing_keys
 from everifin_django.testing.adapter import mount
@@ -46,6 +46,8 @@ class FakeEverifin(Sandbox):
                 "The site's Everifin backend makes no user here. Make one yourself, "
                 "and give it to everifin.connect(user)."
             )
+        who = Identity(self.issuer, self.user(username).sub)
+        links.create(user, who, LoginLink.MadeBy.LOGIN)
         self.connect(user, username)
         return user
 

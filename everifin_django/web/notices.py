@@ -25,6 +25,8 @@ UNAVAILABLE = "unavailable"
 ENDED = "ended"
 SCOPE_MISSING = "scope_missing"
 NO_USER = "no_user"
+LOGIN_NOT_ALLOWED = "login_not_allowed"
+OTHER_IDENTITY = "other_identity"
 NOT_TRUSTED = "not_trusted"
 FAILED = "failed"
 PAYMENT_UNCERTAIN = "payment_uncertain"
@@ -67,6 +69,18 @@ NOTICES: Mapping[str, Notice] = {
         _("Nobody here has this Everifin account"),
         _("Log in the way you usually do, then connect Everifin."),
     ),
+    LOGIN_NOT_ALLOWED: Notice(
+        _("Log in the way you usually do"),
+        _("This Everifin account is connected to a user here, but it cannot be used to log in."),
+    ),
+    OTHER_IDENTITY: Notice(
+        _("You came back with another Everifin account"),
+        _(
+            "Nothing has changed. There are two ways on: log out at Everifin and connect again "
+            "with the account you connected before; or disconnect that one here first, then "
+            "connect the other."
+        ),
+    ),
     NOT_TRUSTED: Notice(
         _("This link cannot be used"),
         _(
@@ -87,6 +101,7 @@ NOTICES: Mapping[str, Notice] = {
 BY_REASON: Mapping[str, str] = {
     "state_expired": EXPIRED,
     "user_inactive": NO_USER,
+    "login_not_allowed": LOGIN_NOT_ALLOWED,
     "no_id_token": FAILED,
 }
 """Which words go with the reason of a LoginError, as far as its beginning does not say it."""

@@ -36,6 +36,7 @@ from everifin_django.conf import conf
 from everifin_django.connections import grants, revocation
 from everifin_django.exceptions import (
     APIError,
+    IdentityMismatchError,
     IdentityTakenError,
     LoginError,
     RefusedError,
@@ -74,7 +75,12 @@ Keycloak.
 NO_CODE = Secret("")
 NOTICE_OF_ERROR = {"access_denied": notices.CANCELLED, "invalid_scope": notices.FAILED}
 NOTICE_OF_OUTAGE = ("temporarily_unavailable", "server_error")
-STATUSES = {notices.TAKEN: 409, notices.NO_USER: 403}
+STATUSES = {
+    notices.TAKEN: 409,
+    notices.OTHER_IDENTITY: 409,
+    notices.NO_USER: 403,
+    notices.LOGIN_NOT_ALLOWED: 403,
+}
 """The status of the page that says so; 400 for all others."""
 
 auth_view_decorators = [
@@ -212,6 +218,8 @@ class CallbackView(OIDCAuthenticationCallbackView):
             user = self._store(request, flow, backend, grant)
         except IdentityTakenError:
             return _stopped(request, "identity_taken", notices.TAKEN)
+        except IdentityMismatchError:
+            return _stopped(request, "identity_mismatch", notices.OTHER_IDENTITY)
         if user is None:
             revocation.revoke_unused(grant.tokens, "no_user")
             return _stopped(request, "no_user", notices.NO_USER)
@@ -388,6 +396,6 @@ def _stopped(request: HttpRequest, reason: str, notice: str) -> HttpResponse:
 
 
 def _next_action(request: HttpRequest, notice: str) -> Action:
-    if notice == notices.NO_USER:
+    if notice in (notices.NO_USER, notices.LOGIN_NOT_ALLOWED):
         return Action(pgettext("button", "Log in"), resolve_url(settings.LOGIN_URL))
     return start_again(request)

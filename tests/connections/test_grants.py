@@ -18,7 +18,9 @@ from everifin_django.connections.grants import Everifin, everifin_for
 from everifin_django.encryption import active_key
 from everifin_django.exceptions import (
     ConsentExpiredError,
+    IdentityMismatchError,
     IdentityTakenError,
+    LoginError,
     NotAuthorizedError,
     ScopeMissingError,
     TokenMissingError,
@@ -146,7 +148,7 @@ class TestSaveGrant:
         assert stored.token_version == row.token_version + 1
 
     def test_what_is_returned_is_what_is_stored(self):
-        row = grants.save_grant(BankTokenFactory().user, granted(), ALICE)
+        row = grants.save_grant(BankTokenFactory(subject="alice").user, granted(), ALICE)
         stored = BankToken.objects.values().get()
         assert {name: getattr(row, name) for name in stored} == stored
 
@@ -157,14 +159,14 @@ class TestSaveGrant:
         assert other.get() == before
 
     def test_a_replaced_grant_of_another_session_is_to_be_ended(self):
-        row = BankTokenFactory(sid="session-0", refresh_token="old")
+        row = BankTokenFactory(subject="alice", sid="session-0", refresh_token="old")
         grants.save_grant(row.user, granted(), ALICE)
         pending = PendingRevocation.objects.get()
         assert (pending.open_token(), pending.reason) == (Secret("old"), "replaced")
 
     @pytest.mark.parametrize("session", ["session-1", ""])
     def test_a_replaced_grant_that_may_share_the_session_is_left_alone(self, session):
-        row = BankTokenFactory(sid=session)
+        row = BankTokenFactory(subject="alice", sid=session)
         grants.save_grant(row.user, granted(), ALICE)
         assert not PendingRevocation.objects.exists()
 
@@ -174,6 +176,27 @@ class TestSaveGrant:
         with pytest.raises(IdentityTakenError):
             grants.save_grant(UserFactory(), granted(), Identity(owner.issuer, "alice"))
         assert BankToken.objects.values().get() == before
+
+    def test_an_unknown_identity_leaves_the_known_one(self):
+        row = BankTokenFactory(subject="alice")
+        saved = grants.save_grant(row.user, granted(id=None), None)
+        assert (saved.subject, saved.identity_digest) == ("alice", row.identity_digest)
+
+    def test_another_identity_than_the_known_one_is_refused_and_nothing_changes(self):
+        row = BankTokenFactory(subject="bob")
+        before = BankToken.objects.values().get()
+        with pytest.raises(IdentityMismatchError):
+            grants.save_grant(row.user, granted(), ALICE)
+        assert BankToken.objects.values().get() == before
+
+    def test_a_user_deactivated_since_they_were_looked_at_gets_no_connection(
+        self, django_user_model
+    ):
+        user = UserFactory()
+        django_user_model.objects.update(is_active=False)
+        with pytest.raises(LoginError, match="user_inactive"):
+            grants.save_grant(user, granted(), ALICE)
+        assert not BankToken.objects.exists()
 
     def test_an_unknown_identity_is_kept_as_unknown(self):
         row = grants.save_grant(UserFactory(), granted(), None)
@@ -255,9 +278,17 @@ class TestDisconnect:
         grants.disconnect(BankTokenFactory(refresh_token=None).user)
         assert other.get() == before
 
-    def test_the_identity_stays_so_that_the_user_can_log_in_again(self, connected):
-        grants.disconnect(connected.user)
+    def test_the_identity_stays_at_a_logout_so_that_no_other_takes_its_place(self, connected):
+        grants.disconnect(connected.user, "logout")
         assert BankToken.objects.get().identity_digest == connected.identity_digest
+
+    @pytest.mark.parametrize("reason", sorted(grants.ON_PURPOSE))
+    def test_an_end_on_purpose_gives_the_identity_free(self, connected, reason):
+        grants.disconnect(connected.user, "logout")
+        grants.disconnect(connected.user, reason)
+        row = BankToken.objects.get()
+        assert (row.issuer, row.subject, row.identity_digest) == ("", "", None)
+        assert row.end_reason == reason
 
     def test_an_outage_delays_only_everifins_part(self, connected, everifin):
         everifin.faults.add("logout", status=503)

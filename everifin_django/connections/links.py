@@ -1,0 +1,136 @@
+"""
+Which Everifin accounts a user may log in with.
+
+A link is made by a first login, by connecting or by an import, and says nothing about whose bank
+is read. Without EverifinBackend in AUTHENTICATION_BACKENDS there are no links, and nothing here
+costs a query.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, router, transaction
+from django.db.models import QuerySet
+from django.dispatch import Signal
+from django.utils.module_loading import import_string
+
+from everifin_django.conf import conf
+from everifin_django.exceptions import IdentityTakenError
+from everifin_django.models import LoginLink
+from everifin_django.oauth.id_token import Identity
+from everifin_django.signals import login_link_created, login_link_removed
+
+MadeBy = LoginLink.MadeBy
+
+
+def are_used() -> bool:
+    """Tell whether this site logs users in with Everifin. No query."""
+    return any(
+        getattr(import_string(path), "logs_in_with_everifin", False)
+        for path in settings.AUTHENTICATION_BACKENDS
+    )
+
+
+def find(identity: Identity) -> LoginLink | None:
+    """Return the link of *identity* with its user, None if nobody has it. One query."""
+    return _links().select_related("user").filter(digest=identity.digest).first()
+
+
+def may_log_in(link: LoginLink) -> bool:
+    """
+    Tell whether *link* is good for a login now: one that connecting made is looked at each time.
+    """
+    return link.made_by != MadeBy.CONNECT or connecting_allows_login(link.user)
+
+
+def connecting_allows_login(user: Any) -> bool:
+    """Tell whether *user* may log in with an account they have only connected."""
+    is_privileged = getattr(user, "is_staff", False) or getattr(user, "is_superuser", False)
+    return conf.connect_allows_login and not is_privileged
+
+
+def link(user: Any, issuer: str, subject: str) -> LoginLink:
+    """
+    Let *user* log in with the Everifin account *subject* of *issuer*, and return the link; the one
+    there is stays as it was made. Two queries.
+
+    Errors: IdentityTakenError if another user has it; ValueError for another issuer than this
+    site's, or a subject that none can be.
+    """
+    if issuer != conf.issuer:
+        raise ValueError("The issuer is not the one of EVERIFIN_ISSUER.")
+    if not (isinstance(subject, str) and 1 <= len(subject) <= 255 and subject.isascii()):
+        raise ValueError("A subject has 1 to 255 ASCII characters.")
+    return create(user, Identity(issuer, subject), MadeBy.IMPORT)
+
+
+def create(user: Any, identity: Identity, made_by: LoginLink.MadeBy) -> LoginLink:
+    """
+    Return the link of *identity* to *user*, made if there is none. One or two statements.
+
+    Errors: IdentityTakenError if another user has it.
+    """
+    alias = router.db_for_write(LoginLink)
+    try:
+        with transaction.atomic(using=alias):
+            created = _links().create(
+                user=user,
+                issuer=identity.issuer,
+                subject=identity.subject,
+                digest=identity.digest,
+                made_by=made_by,
+            )
+    except IntegrityError:
+        existing = find(identity)
+        if existing is None or existing.user_id != user.pk:
+            raise IdentityTakenError from None
+        return existing
+    _announce(login_link_created, created)
+    return created
+
+
+def create_by_connecting(user: Any, identity: Identity) -> None:
+    """
+    Link what *user* has just connected, where connecting allows a login. Two statements at most;
+    none without the login backend.
+
+    Errors: IdentityTakenError if another user has it.
+    """
+    if not are_used():
+        return
+    existing = find(identity)
+    if existing is not None and existing.user_id != user.pk:
+        raise IdentityTakenError
+    if existing is None and connecting_allows_login(user):
+        create(user, identity, MadeBy.CONNECT)
+
+
+def remove_made_by_connecting(user: Any) -> None:
+    """
+    Take back what connecting gave. One query, and one more if there is something; none without the
+    login backend.
+    """
+    if are_used():
+        for made in _links().filter(user=user, made_by=MadeBy.CONNECT):
+            remove(made)
+
+
+def remove(existing: LoginLink) -> None:
+    """Let nobody log in by *existing* any more. One statement."""
+    if _links().filter(pk=existing.pk)._raw_delete(router.db_for_write(LoginLink)):
+        _announce(login_link_removed, existing)
+
+
+def _links() -> QuerySet[LoginLink]:
+    return LoginLink.objects.using(router.db_for_write(LoginLink))
+
+
+def _announce(signal: Signal, changed: LoginLink) -> None:
+    """Send *signal* once what it says is committed."""
+
+    def send() -> None:
+        signal.send_robust(sender=LoginLink, user=changed.user, made_by=changed.made_by)
+
+    transaction.on_commit(send, using=router.db_for_write(LoginLink), robust=True)
