@@ -1,4 +1,4 @@
-"""The attacks that docs/security.md lists, tried at the site's doors as an attacker would."""
+"""The attacks that docs/evidence/security.md lists, tried the way an attacker would."""
 
 from __future__ import annotations
 

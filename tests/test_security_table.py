@@ -1,4 +1,4 @@
-"""docs/security.md names each requirement and attack once, and only tests that are there."""
+"""docs/evidence/security.md names each requirement and attack once, and only tests that exist."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "evidence" / "security.md").read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in line.split("|")[1:-1]]
     for line in TEXT.splitlines()

@@ -1,4 +1,4 @@
-"""The tests that docs/testing.md shows pass, and a site's test is as short as the page promises."""
+"""The tests that docs/howto/testing.md shows pass, and are as short as the page promises."""
 
 import ast
 import os

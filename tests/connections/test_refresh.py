@@ -1,8 +1,8 @@
 """
 The refresh protocol under every fault of its table.
 
-The names F1 to F27 are those of the table in docs/refresh.md. Races between threads and processes
-are in tests/protocol.
+The names F1 to F27 are those of the table in docs/explanation/refresh.md. Races between threads
+and processes are in tests/protocol.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-The site of docs/testing.md, run as it stands on the page:
+The site of docs/howto/testing.md, run as it stands on the page:
 ``python tests/support/tiny_site.py FOLDER``.
 
 Writes its files into FOLDER, runs its tests there with the pytest of this very Python, and prints
@@ -14,7 +14,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "testing.md"
 FILE = re.compile(r"^```\w+\n# (\w+\.\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

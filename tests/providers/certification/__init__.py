@@ -3,6 +3,6 @@ The tests by which the OpenID Foundation certifies relying sites, played against
 for comparison, against mozilla-django-oidc as it ships.
 
 ``python -m tests.providers.certification`` plays them all, prints the table and writes it into
-docs/certification.md. `cases` says what the provider does and what is right, `provider` does it,
-`sites` are those who are tried, `plans` has all cases, `matrix` plays and counts.
+docs/evidence/certification.md. `cases` says what the provider does and what is right, `provider`
+does it, `sites` has the sites under test, `plans` has all cases, `matrix` plays and counts.
 """

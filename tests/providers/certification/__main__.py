@@ -1,4 +1,4 @@
-"""Play all cases, print the table, and write it into docs/certification.md."""
+"""Play all cases, print the table, and write it into docs/evidence/certification.md."""
 
 import logging
 import os

@@ -19,7 +19,7 @@ from tests.providers.certification.plans import CASES, PLANS, SUITE
 from tests.providers.certification.provider import AFTER_LOGOUT, Provider
 from tests.providers.certification.sites import NO_SUCH_FEATURE, OURS, PLAIN, SITES, Site, Visit
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "certification.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "evidence" / "certification.md"
 REDIRECT_URIS = (
     "http://testserver/everifin/callback/",
     "http://testserver/oidc/callback/",
@@ -136,7 +136,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def document(rows: Sequence[Row]) -> str:
-    """Return what was observed as docs/certification.md."""
+    """Return what was observed as docs/evidence/certification.md."""
     observed = {case.name: row for case, row in zip(CASES, rows, strict=True)}
     parts = [INTRODUCTION.format(version=version(PLAIN.name))]
     for title, cases in PLANS.items():

@@ -1,4 +1,4 @@
-"""Every certification test comes out right for us, and docs/certification.md says what is seen."""
+"""Every certification test comes out right for us, and docs/evidence/certification.md says so."""
 
 from importlib.metadata import version
 

@@ -1,6 +1,6 @@
 """
 Ask the sandbox and each Keycloak that was tried the questions of tests/providers/contract, drive
-the example site through each, print both tables, and write them into docs/keycloak.md.
+the example site through each, print both tables, and write them into docs/evidence/keycloak.md.
 
 The site runs on a PostgreSQL of its own, or on SQLite where there is none.
 """

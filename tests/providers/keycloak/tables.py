@@ -1,4 +1,4 @@
-"""What was observed, as the tables of docs/keycloak.md."""
+"""What was observed, as the tables of docs/evidence/keycloak.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.providers.contract.cases import CASES
 from tests.providers.keycloak.distribution import LEGACY, NEWEST
 from tests.providers.keycloak.scenarios import DIFFERENCES, SCENARIOS, Scenario
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "keycloak.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "evidence" / "keycloak.md"
 SCENARIO_MARKS = (
     "<!-- scenarios: by python -m tests.providers.keycloak -->\n",
     "<!-- end of scenarios -->\n",

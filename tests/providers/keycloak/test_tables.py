@@ -1,4 +1,4 @@
-"""docs/keycloak.md has what the tests hold each provider to."""
+"""docs/evidence/keycloak.md has what the tests hold each provider to."""
 
 from __future__ import annotations
 
