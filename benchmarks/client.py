@@ -151,7 +151,8 @@ def measure_decoding() -> None:
     """
     from everifin_django.bank import accounts
     from everifin_django.bank.client import _envelope, _page
-    from everifin_django.http.client import Answer, strict_json
+    from everifin_django.http.client import Answer
+    from everifin_django.http.strict_json import strict_json
 
     starts = range(0, CALLS * PAGE_ROWS, PAGE_ROWS)
     texts = [_text([row(start + place) for place in range(PAGE_ROWS)]) for start in starts]

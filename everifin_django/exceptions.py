@@ -172,7 +172,7 @@ class UnavailableError(APIError):
 
 
 class UnreachableError(UnavailableError):
-    """No connection to Everifin came about, so nothing was sent."""
+    """No connection to Everifin was made, so nothing was sent."""
 
 
 class AnswerLostError(UnavailableError):

@@ -148,7 +148,7 @@ class Walk:
         """At each step: the session saved, the state burned, code sent, answer read, believed."""
         self.log_in(expect=500, failing=(Session, "save"))
         self.log_in(expect=500, failing=(SpentState, "save_base"))
-        self.log_in(expect=500, failing=(requests.Session, "send"))
+        self.log_in(expect=503, failing=(requests.Session, "send"))
         self.log_in(expect=500, failing=(BankToken, "sealed"))
         self.everifin.faults.add("token", lost="after", times=1)
         self.log_in(expect=503)
@@ -167,7 +167,7 @@ class Walk:
             self.everifin.faults.clear()
         with self.patch.context() as patch:
             patch.setattr(requests.Session, "send", fail)
-            self.look("/accounts/", expect=500)
+            self.look("/accounts/", expect=503)
 
     def refresh(self) -> None:
         self.expire()
@@ -179,11 +179,14 @@ class Walk:
             self.expire()
             self.look("/accounts/", expect=503)
             self.everifin.faults.clear()
-        for owner, name in ((requests.Session, "send"), (BankToken, "sealed")):
+        for owner, name, expected in (
+            (requests.Session, "send", 503),
+            (BankToken, "sealed", 500),
+        ):
             self.expire()
             with self.patch.context() as patch:
                 patch.setattr(owner, name, fail)
-                self.look("/accounts/", expect=500)
+                self.look("/accounts/", expect=expected)
         self.everifin.end_sessions()
         self.expire()
         self.look("/accounts/", expect=302)

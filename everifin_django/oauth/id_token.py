@@ -32,7 +32,8 @@ from everifin_django.exceptions import (
     NotAuthorizedError,
     UnavailableError,
 )
-from everifin_django.http.client import Answer, bearer, send, strict_json
+from everifin_django.http.client import Answer, bearer, send
+from everifin_django.http.strict_json import strict_json
 from everifin_django.secret import Secret
 
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey

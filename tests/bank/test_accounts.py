@@ -14,7 +14,7 @@ import pytest
 from everifin_django.api_names import DEFAULT_API_FIELDS
 from everifin_django.bank import accounts
 from everifin_django.bank.accounts import Direction
-from everifin_django.http.client import strict_json
+from everifin_django.http.strict_json import strict_json
 
 ACCOUNT = """{
     "id": "12", "iban": "SK3112000000198742637541", "bban": "12000000198742637541",

@@ -41,7 +41,7 @@ from everifin_django.exceptions import (
     UnavailableError,
     UnreachableError,
 )
-from everifin_django.http.client import strict_json
+from everifin_django.http.strict_json import strict_json
 from everifin_django.secret import Secret
 from everifin_django.testing.sandbox import payments as box
 from everifin_django.testing.sandbox.data import iban

@@ -1,0 +1,72 @@
+"""
+JSON as it should be written: what is ambiguous, endless or nested without reason is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Clamped, Context, Inexact, InvalidOperation, Overflow, Subnormal
+from typing import Any
+
+from everifin_django.secret import hides_frames
+
+MAX_DEPTH = 100
+"""Far below what makes a recursive function fail, and far above what anybody means."""
+
+_FRACTIONS = Context(
+    # Beyond a float's range it is no amount, but int() or format() of it would run for hours.
+    Emax=308,
+    Emin=-308,
+    prec=400,
+    traps=[Clamped, Inexact, InvalidOperation, Overflow, Subnormal],
+)
+
+
+@hides_frames
+def strict_json(text: str | bytes) -> Any:
+    """
+    Return decoded JSON, its fractions as Decimal, because they may be money.
+
+    Errors: ValueError for all else, also for a repeated key, NaN, bytes that are not UTF-8, numbers
+    without end, and more than MAX_DEPTH levels.
+    """
+    try:
+        decoded = json.loads(
+            text.decode() if isinstance(text, bytes) else text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse,
+            parse_float=_FRACTIONS.create_decimal,
+        )
+    except Exception as error:
+        # One of our own: a JSONDecodeError carries the whole text.
+        raise ValueError("This is not JSON, or not in its strict form.") from error
+    if _depth_exceeds(MAX_DEPTH, decoded):
+        raise ValueError("The JSON is nested too deeply.")
+    return decoded
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    decoded = dict(pairs)
+    if len(decoded) != len(pairs):
+        raise ValueError("A key stands twice.")
+    return decoded
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON.")
+
+
+def _depth_exceeds(depth: int, decoded: Any) -> bool:
+    """Level by level, because a function that calls itself is what the bound protects."""
+    level = [decoded]
+    for _ in range(depth + 1):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
