@@ -8,7 +8,7 @@ import requests
 
 from everifin_django.testing.sandbox import Fault, RecordedRefresh
 from everifin_django.testing.sandbox.faults import PLACES
-from example_project.browser import Browser
+from scripts.demo.browser import Browser
 from tests.testing import Site
 
 ACCOUNTS = "/v1/bank-accounts"

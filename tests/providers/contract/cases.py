@@ -14,7 +14,7 @@ from typing import Any
 import jwt
 import requests
 
-from example_project.browser import Page
+from scripts.demo.browser import Page
 from tests.providers.contract.providers import CALL_SECONDS, Back, Visitor
 
 Ask = Callable[[Visitor], str]

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 import requests
+from bs4 import Tag
 
 from everifin_django.testing.sandbox import Sandbox
-from example_project.browser import Form, Page, read
+from scripts.demo.browser import Page
 from tests.providers.keycloak.server import Realm
 
 CALL_SECONDS = 30
@@ -202,19 +203,17 @@ class Visitor:
         return self.go("GET", self.provider.endpoint(endpoint), parameters={**standard, **changes})
 
     def log_in(self, page: Page | Back, password: str | None = None) -> Page | Back:
-        form = form_with(page, "password")
-        return self.send(
-            page,
-            form,
-            {"username": self.provider.username, "password": password or self.provider.password},
-        )
+        assert isinstance(page, Page), page
+        filled_in = {
+            "username": self.provider.username,
+            "password": password or self.provider.password,
+        }
+        return self.send(page, page.button(beside="password"), filled_in)
 
     def decide(self, page: Page | Back, button: str) -> Page | Back:
         """Press the button of this name on the page that asks for consent."""
         assert isinstance(page, Page), page
-        form = next(one for one in page.forms if button in names(one))
-        pressed = next(sent for sent in form.buttons.values() if button in sent)
-        return self.send(page, form, pressed)
+        return self.send(page, page.button(name=button), {})
 
     def come_back(self, button: str = "accept", /, **changes: str | None) -> dict[str, str]:
         """Log in and decide; return what the visitor brings back."""
@@ -232,10 +231,9 @@ class Visitor:
         assert isinstance(answer, Back), answer
         return answer.parameters
 
-    def send(self, page: Page | Back, form: Form, filled_in: dict[str, str]) -> Page | Back:
-        assert isinstance(page, Page), page
-        url = urljoin(page.url, form.action)
-        return self.go(form.method.upper(), url, form={**form.fields, **filled_in})
+    def send(self, page: Page, button: Tag, filled_in: dict[str, str]) -> Page | Back:
+        request = page.submission(button, filled_in)
+        return self.go(request["method"].upper(), request["url"], form=dict(request["data"]))
 
     def go(
         self,
@@ -256,7 +254,7 @@ class Visitor:
                 # Browsers take this machine for secure, and Keycloak counts on that.
                 cookie.secure = False
             if "Location" not in answer.headers:
-                return read(answer)
+                return Page(answer)
             target = urljoin(target, answer.headers["Location"])
             if target.startswith(self.provider.redirect_uri):
                 parts = urlsplit(target)
@@ -306,13 +304,3 @@ class Visitor:
     def wait_for_the_next_second(self) -> None:
         """Keycloak counts in whole seconds."""
         time.sleep(1.1 - time.time() % 1)
-
-
-def form_with(page: Page | Back, field: str) -> Form:
-    assert isinstance(page, Page), page
-    return next(form for form in page.forms if field in form.fields)
-
-
-def names(form: Form) -> set[str]:
-    """Return the names of a form's buttons."""
-    return {name for sent in form.buttons.values() for name in sent}

@@ -11,7 +11,7 @@ import requests
 from everifin_django.testing.sandbox import Sandbox
 from everifin_django.testing.sandbox.server import serve
 from everifin_django.testing.sandbox.store import Session
-from example_project.browser import Browser
+from scripts.demo.browser import Browser
 from tests.providers.contract.providers import NoSuchSwitchError, from_keycloak, from_sandbox
 from tests.providers.contract.providers import Provider as ContractProvider
 from tests.providers.keycloak.bank import Bank

@@ -12,7 +12,7 @@ from typing import Any, Self
 from django.utils import timezone
 
 from everifin_django.models import BankToken
-from example_project.browser import Browser
+from scripts.demo.browser import Browser, label
 from tests.providers.keycloak.providers import Provider
 from tests.providers.keycloak.site import Site, example_site
 
@@ -88,9 +88,9 @@ class Visitor:
                 self.asked_for.append("consent")
                 page = self.browser.press(answer)
                 continue
-            form = next(form for form in page.forms if "password" in form.fields)
             self.asked_for.append("password")
-            page = self.browser.press(next(iter(form.buttons)), username="alice", password="alice")
+            log_in = label(page.button(beside="password"))
+            page = self.browser.press(log_in, username="alice", password="alice")
         raise AssertionError(f"{MOST_PAGES} pages lead nowhere: {page.url.partition('?')[0]}")
 
     def log_in(self) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 
 import requests
 
-from example_project.browser import Browser, Page
+from scripts.demo.browser import Browser, Page
 
-LONGEST_SECONDS = 55
+LONGEST_SECONDS = 300
 READS = 5
 PAYEE = "SK3112000000198742637541"
 

@@ -21,15 +21,15 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from example_project.environment import EVERIFIN_SETTINGS
-from example_project.management.commands.demo_site import LOGIN
-from example_project.walk import Walk
+from scripts.demo.management.commands.demo_site import LOGIN
+from scripts.demo.walk import Walk
 
 HOST = "127.0.0.1"
-START_SECONDS = 30
+START_SECONDS = 120
 STOP_SECONDS = 10
 TOKEN_SECONDS = 300
 WALK_TOKEN_SECONDS = 4
-MANAGE = Path(__file__).resolve().parents[3] / "manage.py"
+MANAGE = Path(__file__).resolve().parents[4] / "manage.py"
 LAST_WORDS = 2000
 
 
@@ -158,7 +158,7 @@ def environment(sandbox: Any, place: Path) -> dict[str, str]:
     return {
         "DATABASE_URL": f"sqlite:///{place / 'db.sqlite3'}",
         **kept,
-        "DJANGO_SETTINGS_MODULE": "example_project.settings",
+        "DJANGO_SETTINGS_MODULE": "scripts.demo.settings",
         "DEBUG": "1",
         "EVERIFIN_IDP_URL": sandbox.idp_url,
         "EVERIFIN_API_URL": sandbox.api_url,

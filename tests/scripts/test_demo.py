@@ -11,8 +11,8 @@ import requests
 from django.core.management import CommandError
 from django.db import connection
 
-from example_project.management.commands import demo, demo_site
-from example_project.walk import STEPS, Walk
+from scripts.demo.management.commands import demo, demo_site
+from scripts.demo.walk import STEPS, Walk
 from tests.example_project import ROOT, clean_environment
 
 SECONDS = 120
