@@ -12,7 +12,7 @@ Settings of the example site, all from the environment.
 ``DEBUG``                off; on where ``manage.py`` runs and neither SECRET_KEY nor ALLOWED_HOSTS
                          is set, as on the machine of somebody who tries it out
 ``HTTPS``                the site is reached by https: on, unless DEBUG is on or Everifin's own
-                         address is plain http on this machine, as the sandbox's is
+                         URL is plain http on this machine, as the sandbox's is
 ======================== =========================================================================
 
 With DEBUG, and no address or client of Everifin set, the site talks to ``manage.py
@@ -46,18 +46,21 @@ SECRET_KEY: str = read("SECRET_KEY", str, "")
 IS_AT_A_DESK = Path(sys.argv[0]).name == "manage.py" and not SECRET_KEY and not ALLOWED_HOSTS
 DEBUG: bool = read("DEBUG", flag, IS_AT_A_DESK)
 
-# Everifin
+# Everifin. Each setting of the app comes from the environment under its own name, as in
+# EVERIFIN_CLIENT_ID = os.environ["EVERIFIN_CLIENT_ID"], with these in place of what is missing.
 
-EVERIFIN: dict[str, Any] = {"EVERIFIN_SCOPES": "openid ais pis", **everifin_settings()}
+EVERIFIN_SCOPES = "openid ais pis"  # to read accounts, and to pay
+named = everifin_settings()
 if DEBUG:
-    if not SANDBOX.keys() & EVERIFIN.keys():
-        EVERIFIN |= SANDBOX
-    if not SECRET_KEY or "EVERIFIN_ENCRYPTION_KEYS" not in EVERIFIN:
-        made = development_secrets(HERE / "development_secrets.json")
-        SECRET_KEY = SECRET_KEY or made["SECRET_KEY"]
-        EVERIFIN.setdefault("EVERIFIN_ENCRYPTION_KEYS", made["EVERIFIN_ENCRYPTION_KEYS"])
-globals().update(EVERIFIN)
-del EVERIFIN  # its name would look like a setting
+    made = development_secrets(HERE / "development_secrets.json")
+    SECRET_KEY = SECRET_KEY or made["SECRET_KEY"]
+    EVERIFIN_ENCRYPTION_KEYS = made["EVERIFIN_ENCRYPTION_KEYS"]
+    if not SANDBOX.keys() & named.keys():
+        EVERIFIN_IDP_URL = SANDBOX["EVERIFIN_IDP_URL"]
+        EVERIFIN_API_URL = SANDBOX["EVERIFIN_API_URL"]
+        EVERIFIN_CLIENT_ID = SANDBOX["EVERIFIN_CLIENT_ID"]
+        EVERIFIN_CLIENT_SECRET = SANDBOX["EVERIFIN_CLIENT_SECRET"]
+vars().update(named)
 
 if not SECRET_KEY:
     raise ImproperlyConfigured(
@@ -165,11 +168,11 @@ def is_plain_loopback(url: str) -> bool:
 
 
 HTTPS: bool = read(
-    "HTTPS", flag, not DEBUG and not is_plain_loopback(globals().get("EVERIFIN_IDP_URL", ""))
+    "HTTPS", flag, not DEBUG and not is_plain_loopback(named.get("EVERIFIN_IDP_URL", ""))
 )
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
 SECURE_HSTS_SECONDS = 365 * 24 * 60 * 60 if HTTPS else 0
-if globals().get("EVERIFIN_TRUSTED_PROXIES"):
+if named.get("EVERIFIN_TRUSTED_PROXIES"):
     # A reverse proxy of the site's own stands in front, and says how it was reached.
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")

@@ -1,7 +1,8 @@
 """
-The pages.
+The pages that show accounts and transactions.
 
-nothing, and no transaction should stay open while another service answers.
+``non_atomic_requests`` takes them out of ATOMIC_REQUESTS: they write nothing, and no transaction
+should stay open while another service answers.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -13,8 +12,9 @@ from django.db import connection
 from everifin_django.models import BankToken
 from tests.providers.keycloak import distribution
 from tests.providers.keycloak.server import Keycloak, Realm, keycloak
-from tests.support.runner import WITHOUT_KEYCLOAK
 from tests.support.servers import AbsentError
+
+pytest_plugins = ["pytester", "tests.support.left_out"]
 
 
 @pytest.fixture(scope="session")
@@ -53,13 +53,6 @@ def age() -> Callable[..., None]:
         )
 
     return age
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what has a run of its own, where processes share the tests or the runner says so."""
-    is_elsewhere = WITHOUT_KEYCLOAK in os.environ or hasattr(item.config, "workerinput")
-    if is_elsewhere and item.get_closest_marker("keycloak"):
-        pytest.skip("Keycloak has a run of its own: manage.py test --databases keycloak")
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ ALLOWED_HOSTS = ["testserver"]
 USE_TZ = True
 ROOT_URLCONF = "tests.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-TEST_RUNNER = "tests.support.runner.EveryDatabase"
+TEST_RUNNER = "tests.support.runner.PytestRunner"
 STATIC_URL = "static/"
 # Django before 6.1 does not read it and mails to memory in tests by itself.
 MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}

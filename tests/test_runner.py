@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import servers
-from tests.support.runner import WITHOUT_KEYCLOAK, Counts, EveryDatabase, Run, chosen_databases
+from tests.support.runner import Counts, PytestRunner, Run, chosen_databases
 
 REPORT = """<?xml version="1.0" encoding="utf-8"?>
 <testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10"/></testsuites>
@@ -34,8 +34,32 @@ def test_a_run_of_no_tests_failed(tmp_path):
     assert Counts.read(report, 5) == Counts(failed=1)
 
 
-def test_all_databases_are_chosen_by_default():
-    assert list(chosen_databases(None, {})) == ["sqlite", "postgres", "mariadb", "keycloak"]
+@pytest.fixture
+def played(monkeypatch):
+    """The databases on which a runner would have run the tests."""
+    played = []
+
+    def note(self, name, *_):
+        played.append(name)
+        return Run(name, Counts(1))
+
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(PytestRunner, "run_on", note)
+    monkeypatch.setattr("tests.support.runner.report_coverage", lambda _: True)
+    return played
+
+
+@pytest.mark.parametrize("labels", [[], ["tests/test_conf.py"]])
+def test_the_quick_suite_runs_on_sqlite(played, labels):
+    PytestRunner().run_tests(labels)
+    assert played == ["sqlite"]
+
+
+@pytest.mark.parametrize("labels", [[], ["tests/test_conf.py"]])
+def test_everything_runs_on_every_database_and_with_keycloak(played, labels):
+    PytestRunner(everything=True).run_tests(labels)
+    assert played == ["sqlite", "postgres", "mariadb", "keycloak"]
 
 
 def test_databases_are_chosen_by_name():
@@ -51,8 +75,8 @@ def test_database_url_is_the_only_database():
     url = "postgres://me@db.example/shop"
     chosen = chosen_databases("sqlite", {"DATABASE_URL": url})
     assert list(chosen) == ["postgres"]
-    with chosen["postgres"]() as address:
-        assert address == url
+    with chosen["postgres"]() as given:
+        assert given == url
 
 
 def test_a_server_that_is_not_installed_says_how_to_get_it():
@@ -65,35 +89,40 @@ def test_an_absent_database_fails_only_who_asked_for_it(tmp_path, asked_for, fai
     def absent():
         raise servers.AbsentError("not installed")
 
-    run = EveryDatabase(databases=asked_for).run_on("absent", absent, [], tmp_path)
+    run = PytestRunner(databases=asked_for).run_on("absent", absent, [], tmp_path)
     assert run == Run("absent", Counts(failed=failed), remark="not installed")
 
 
-@pytest.mark.parametrize(("labels", "is_played"), [([], True), (["tests/test_conf.py"], False)])
-def test_a_part_of_the_suite_does_not_start_keycloak(monkeypatch, labels, is_played):
-    played = []
+@pytest.mark.parametrize(
+    ("name", "is_everything", "marker"),
+    [
+        ("sqlite", False, None),
+        ("sqlite", True, "not keycloak"),
+        ("postgres", True, "not keycloak"),
+        ("keycloak", False, "keycloak"),
+        ("keycloak", True, "keycloak"),
+    ],
+)
+def test_a_run_chooses_its_tests_by_marker(monkeypatch, tmp_path, name, is_everything, marker):
+    """The quick suite is pytest's own choice, by pyproject.toml."""
+    commands = []
 
-    def note(self, name, *_):
-        played.append(name)
-        return Run(name, Counts(1))
+    def note(command, *_, **__):
+        commands.append(command)
+        return 0
 
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr(EveryDatabase, "run_on", note)
-    EveryDatabase(measures=False).run_tests(labels)
-    assert ("keycloak" in played) == is_played
+    monkeypatch.setattr("tests.support.runner.call", note)
+    runner = PytestRunner(databases=name, everything=is_everything)
+    runner.run_on(name, lambda: nullcontext("sqlite://:memory:"), [], tmp_path)
+    [words] = commands
+    chosen = [words[at + 1] for at, word in enumerate(words) if word == "-m"]
+    assert chosen[1:] == ([] if marker is None else [marker])
 
 
-@pytest.mark.parametrize(("name", "is_left_out"), [("sqlite", True), ("keycloak", False)])
-def test_keycloak_is_started_for_its_own_run_only(monkeypatch, tmp_path, name, is_left_out):
-    """Also where one process plays all tests."""
-    told = {}
-    monkeypatch.setattr(
-        "tests.support.runner.call", lambda *_, **environment: told.update(environment)
-    )
-    everything = EveryDatabase(databases=name, parallel=0, measures=False)
-    everything.run_on(name, lambda: nullcontext("sqlite://:memory:"), [], tmp_path)
-    assert (WITHOUT_KEYCLOAK in told) == is_left_out
+def test_only_everything_measures_coverage():
+    assert PytestRunner(everything=True).measures
+    assert not PytestRunner().measures
+    assert not PytestRunner(everything=True, databases="postgres").measures
 
 
 @pytest.mark.parametrize(("failed", "status"), [(0, 0), (1, 1)])
@@ -101,7 +130,44 @@ def test_the_last_line_sums_all_databases(monkeypatch, capsys, failed, status):
     counts = iter([Counts(5, 0, 1), Counts(4, failed, 2)])
     monkeypatch.delenv("DATABASE_URL", raising=False)
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr(EveryDatabase, "run_on", lambda *given: Run(given[1], next(counts)))
-    everything = EveryDatabase(databases="sqlite,postgres", measures=False)
-    assert everything.run_tests([]) == status
+    monkeypatch.setattr(PytestRunner, "run_on", lambda *given: Run(given[1], next(counts)))
+    runner = PytestRunner(databases="sqlite,postgres")
+    assert runner.run_tests([]) == status
     assert capsys.readouterr().out.endswith(f"\n9 passed, {failed} failed, 3 skipped\n")
+
+
+class TestWhatIsLeftOut:
+    """The plugin of the suite, in a suite of its own."""
+
+    @pytest.fixture
+    def suite(self, pytester, monkeypatch):
+        """Three tests, two of which the quick suite leaves out."""
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+        pytester.makeconftest('pytest_plugins = ["tests.support.left_out"]')
+        pytester.makepyfile(
+            """
+            import pytest
+
+            def test_quick(): pass
+
+            @pytest.mark.exhaustive
+            @pytest.mark.parametrize("number", [1, 2])
+            def test_long(number): pass
+            """
+        )
+        return pytester
+
+    @pytest.mark.parametrize("processes", [0, 1])
+    def test_it_is_counted_by_marker(self, suite, processes):
+        result = suite.runpytest_subprocess(
+            "-p", "xdist", f"--numprocesses={processes}", "-m", "not exhaustive", "-W", "ignore"
+        )
+        result.stdout.fnmatch_lines(["Left out: 2 exhaustive (*manage.py test --everything*"])
+
+    @pytest.mark.parametrize(("options", "passed"), [([], 3), (["-k", "quick"], 1)])
+    def test_nothing_is_said_where_no_marker_left_it_out(self, suite, options, passed):
+        result = suite.runpytest_subprocess("-W", "ignore", *options)
+        result.assert_outcomes(passed=passed, deselected=3 - passed)
+        result.stdout.no_fnmatch_line("Left out*")

@@ -334,6 +334,7 @@ def main() -> int:
     directory = "providers/keycloak" if options.keycloak else "protocol"
     with DATABASES[options.database]() as url:
         command = [sys.executable, "-m", "pytest", "-q", "--capture=no", "-p", "no:cacheprovider"]
+        command += ["-m", "exhaustive or keycloak"]
         return subprocess.call(
             [*command, f"tests/{directory}/test_crashes.py::test_no_crash_loses_a_grant"],
             cwd=CHECKOUT,

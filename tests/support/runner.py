@@ -1,6 +1,6 @@
 """
-``manage.py test``: the whole suite, by pytest, on every database this machine has; then what talks
-to a real Keycloak, once.
+``manage.py test``: the quick suite, by pytest, on SQLite. With ``--everything`` the whole suite, on
+every database this machine has, then what talks to a real Keycloak, once.
 """
 
 import argparse
@@ -26,10 +26,11 @@ CHECKOUT = Path(__file__).parents[2]
 KEYCLOAK = "keycloak"
 # One process: Keycloak is started once, and its settings are changed by the tests.
 WITH_KEYCLOAK = ("-m", KEYCLOAK, "--numprocesses=0")
-WITHOUT_KEYCLOAK = "TESTS_WITHOUT_KEYCLOAK"
-"""Set where a run leaves Keycloak to the one that is for it."""
+# In place of the quick suite, which pyproject.toml chooses; "-rs" says what is absent.
+EVERYTHING_ELSE = ("-m", f"not {KEYCLOAK}", "-rs")
+QUICK = "sqlite"
 
-# Gives the address of a database for as long as the block lasts.
+# Gives the URL of a database for as long as the block lasts.
 Database = Callable[[], AbstractContextManager[str]]
 
 
@@ -92,57 +93,55 @@ def keycloak_database() -> Iterator[str]:
 RUNS: dict[str, Database] = {**DATABASES, KEYCLOAK: keycloak_database}
 
 
-def chosen_databases(names: str | None, environ: Mapping[str, str]) -> dict[str, Database]:
+def chosen_databases(names: str, environ: Mapping[str, str]) -> dict[str, Database]:
     """
-    Return the databases to run on: DATABASE_URL's alone if it is set, else *names*, else all, and
-    the one of the run with Keycloak.
+    Return the databases to run on: DATABASE_URL's alone if it is set, else *names*.
 
-    Errors: ValueError if *names*, separated by commas, has one we do not know.
+    Errors: ValueError if *names*, separated by commas, has an unknown one.
     """
     if url := environ.get("DATABASE_URL"):
         return {urlsplit(url).scheme: lambda: nullcontext(url)}
-    if names is None:
-        return RUNS
     if unknown := set(names.split(",")) - set(RUNS):
         raise ValueError(f"{', '.join(sorted(unknown))}: choose from {', '.join(RUNS)}")
     return {name: RUNS[name] for name in names.split(",")}
 
 
-class EveryDatabase:
+class PytestRunner:
     """Django's TEST_RUNNER; labels, and all that follows ``--``, are pytest's arguments."""
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
+        add("--everything", action="store_true", help="every test, everywhere; measures coverage")
         add("--databases", metavar="NAME,...", help=f"choose from {', '.join(RUNS)}")
         add("--parallel", dest="workers", default="auto", help="processes (default: one per core)")
         add("--seed", type=int, help="repeat the order of an earlier run")
-        add("--no-coverage", dest="measures", action="store_false")
         add("--failfast", action="store_true", help="stop each database at its first failure")
         add("--pytest", default="", metavar="ARGUMENTS", help="for pytest: --pytest='-k name -x'")
 
     def __init__(self, **options: Any) -> None:
+        self.is_everything: bool = options.get("everything", False)
         self.databases: str | None = options.get("databases")
         self.workers: str = options.get("workers") or "auto"
         self.seed: int = options.get("seed") or random.randrange(1, 2**32)
-        self.measures: bool = options.get("measures", True)
         self.arguments = shlex.split(options.get("pytest") or "")
         if options.get("failfast"):
             self.arguments.append("--exitfirst")
+        # A part of the suite covers only a part.
+        self.measures = self.is_everything and not self.databases
 
     def run_tests(self, labels: Sequence[str]) -> int:
         """Run the tests in *labels* (all if empty), report, and return 0 if all went well."""
+        names = self.databases or (",".join(RUNS) if self.is_everything else QUICK)
         try:
-            databases = chosen_databases(self.databases, os.environ)
+            databases = chosen_databases(names, os.environ)
         except ValueError as error:
             sys.exit(f"--databases: {error}")
-        # Being ended unwinds us, so that servers and directories go as well.
+        # Being ended unwinds this process, so that servers and directories go as well.
         for ending in (signal.SIGINT, signal.SIGTERM):
             signal.signal(ending, lambda *_: sys.exit("Ended before the last test."))
         arguments = [*self.arguments, *labels]
-        if arguments and self.databases is None:  # only the whole suite goes as far as Keycloak
-            databases = {name: found for name, found in databases.items() if name != KEYCLOAK}
-        self.measures = self.measures and not arguments  # a part of the suite covers only a part
+        self.measures = self.measures and not arguments
         with tempfile.TemporaryDirectory(prefix="everifin-tests-") as directory:
             runs = [
                 self.run_on(name, database, arguments, Path(directory))
@@ -157,14 +156,14 @@ class EveryDatabase:
         self, name: str, database: Database, arguments: Sequence[str], directory: Path
     ) -> Run:
         print(f"\n== {name} ==", flush=True)
-        environment = {WITHOUT_KEYCLOAK: "1"}
         if name == KEYCLOAK:
-            arguments, environment = [*arguments, *WITH_KEYCLOAK], {}
+            arguments = [*WITH_KEYCLOAK, *arguments]
+        elif self.is_everything:
+            arguments = [*EVERYTHING_ELSE, *arguments]
         started = time.monotonic()
         try:
             with database() as url:
-                environment["DATABASE_URL"] = url
-                counts = self.run_pytest(arguments, directory, environment)
+                counts = self.run_pytest(arguments, directory, url)
         except AbsentError as absence:
             # Only who asks for a database by name relies on its being there.
             run = Run(name, Counts(failed=int(self.databases is not None)), remark=str(absence))
@@ -175,9 +174,7 @@ class EveryDatabase:
             run = Run(name, counts, time.monotonic() - started)
         return run
 
-    def run_pytest(
-        self, arguments: Sequence[str], directory: Path, environment: Mapping[str, str]
-    ) -> Counts:
+    def run_pytest(self, arguments: Sequence[str], directory: Path, url: str) -> Counts:
         report = directory / "report.xml"
         report.unlink(missing_ok=True)
         # Our pytest plugin is imported before any of pytest's own could begin to measure.
@@ -188,7 +185,7 @@ class EveryDatabase:
         # Not where pytest keeps the files of all its runs, and other runs clear them away.
         command += [f"--basetemp={directory / 'pytest'}"]
         command += [f"--numprocesses={self.workers}", f"--randomly-seed={self.seed}", *arguments]
-        return Counts.read(report, call(command, directory, **environment))
+        return Counts.read(report, call(command, directory, DATABASE_URL=url))
 
 
 def call(command: Sequence[str], directory: Path, **environment: str) -> int:
