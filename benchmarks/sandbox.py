@@ -69,6 +69,12 @@ def measure_fixtures() -> None:
         user = everifin.make_user()
         bank = everifin_for(user)
         print(f"an API call in this process: {cost(lambda: list(bank.banks()))}")
+        account = next(iter(bank.accounts())).id
+
+        def read_page() -> None:
+            next(iter(bank.transactions(account, page_size=50)))
+
+        print(f"a page of 50 transactions in this process: {cost(read_page)}")
         key = everifin.signing_key
         print(f"a signature, of which a refresh has two: {cost(lambda: key.sign({}))}")
         transaction.set_rollback(True)

@@ -983,7 +983,7 @@ class TestCancelled:
         def behave(server: Server, connection: socket.socket) -> None:
             if len(server.requests) == 1:
                 is_begun.set()
-                assert is_given_up.wait(10)
+                assert is_given_up.wait(60)
                 end(server, connection)
             else:
                 name = server.latest(connection).line.split()[1].rpartition("/")[2]
@@ -1009,7 +1009,7 @@ class TestCancelled:
 
         def hold(_seconds: float) -> None:
             is_begun.set()
-            assert is_given_up.wait(10)
+            assert is_given_up.wait(60)
 
         async def give_up() -> Any:
             rows = client.atransaction_changes(account_id, since="2025-01-01")

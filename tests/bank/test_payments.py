@@ -469,7 +469,7 @@ def hold(everifin: Any, where: str) -> tuple[threading.Event, threading.Event]:
 
     def wait(_seconds: float) -> None:
         is_begun.set()
-        assert is_given_up.wait(10)
+        assert is_given_up.wait(60)
 
     everifin.sleep = wait
     everifin.faults.add(where, latency_seconds=1, times=1)

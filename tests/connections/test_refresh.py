@@ -685,7 +685,7 @@ class TestDatabaseFaults:
             with transaction.atomic():
                 BankToken.objects.filter(pk=overdue.pk).update(scope="locked")
                 is_locked.set()
-                may_end.wait(20)
+                may_end.wait(60)
                 transaction.set_rollback(True)
             connections.close_all()
 
@@ -700,7 +700,7 @@ class TestDatabaseFaults:
         with connection.cursor() as cursor:
             cursor.execute(IMPATIENCE[connection.vendor])
         other.start()
-        assert is_locked.wait(20)
+        assert is_locked.wait(60)
         monkeypatch.setattr(time, "sleep", pause)
         assert attempt.store(answer).token_version == 2
         assert len(pauses) == 1

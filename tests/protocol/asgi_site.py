@@ -17,7 +17,7 @@ from django.utils.decorators import async_only_middleware
 
 from everifin_django.decorators import everifin_required
 
-LONGEST_SECONDS = 20
+LONGEST_SECONDS = 60
 
 left = threading.Event()
 """Set once the work for a visitor was cancelled, and that was felt up here."""

@@ -75,7 +75,7 @@ def test_a51_a_logout_while_everifin_answers_a_refresh(connected, everifin, ever
 
     def answer_after_the_logout(_seconds: float) -> None:
         is_asked.set()
-        assert is_logged_out.wait(20)
+        assert is_logged_out.wait(60)
 
     everifin.sleep = answer_after_the_logout
     everifin.faults.add("token.refresh_token", latency_seconds=1, times=1)
@@ -84,7 +84,7 @@ def test_a51_a_logout_while_everifin_answers_a_refresh(connected, everifin, ever
     def refresh_or_log_out() -> object:
         if next(turns) == 0:
             return grants.get_access_token(user)
-        assert is_asked.wait(20)
+        assert is_asked.wait(60)
         try:
             return browser.post("/everifin/logout/").status_code
         finally:
