@@ -23,6 +23,6 @@ def quick_tests(file: Path) -> Iterator[str]:
 
 
 def test_each_fault_of_the_refresh_protocol_has_a_quick_test():
-    """The numbers are those of docs/refresh.md."""
+    """The numbers are those of docs/explanation/refresh.md."""
     names = [name for file in TESTS.rglob("test_*.py") for name in quick_tests(file)]
     assert {name.split("_")[1] for name in names if re.match(r"test_f\d+_", name)} >= FAULTS

@@ -15,7 +15,7 @@ from scripts.demo.management.commands import demo, demo_site
 from scripts.demo.walk import STEPS, Walk
 from tests.example_project import ROOT, clean_environment
 
-SECONDS = 120
+SECONDS = 300
 
 pytestmark = pytest.mark.skipif(
     connection.vendor != "sqlite", reason="the demo brings a database of its own: one run says all"

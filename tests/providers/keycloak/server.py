@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Self
 
 import requests
 
+from scripts.ports import unused_port
 from tests.providers.keycloak.distribution import installed
 from tests.support.servers import home
 
@@ -34,9 +34,7 @@ def keycloak(version: str) -> Iterator[Keycloak]:
     Errors: AbsentError if it cannot be had; ServerError if it does not start.
     """
     directory = installed(version)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     url, password = f"http://127.0.0.1:{port}", secrets.token_hex(16)
     is_legacy = int(version.partition(".")[0]) < 18
     options = [f"--http-port={port}", "--http-host=127.0.0.1", "--http-enabled=true"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from urllib.parse import urlsplit
 import requests
 from django.conf import settings
 from django.db import connection
+
+from scripts.ports import unused_port
 
 CHECKOUT = Path(__file__).parents[3]
 START_SECONDS = 60
@@ -43,9 +44,7 @@ class Site(NamedTuple):
 @contextmanager
 def example_site(server: str, told: Mapping[str, str], log: Path) -> Iterator[Site]:
     """Serve the example site until the block ends; *told* is its environment beside the usual."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(unused_port())
     url = f"http://127.0.0.1:{port}"
     environment = {
         **os.environ,

@@ -23,8 +23,8 @@ from django.core.management.base import BaseCommand, CommandError
 from example_project.environment import EVERIFIN_SETTINGS
 from scripts.demo.management.commands.demo_site import LOGIN
 from scripts.demo.walk import Walk
+from scripts.ports import HOST, unused_port
 
-HOST = "127.0.0.1"
 START_SECONDS = 120
 STOP_SECONDS = 10
 TOKEN_SECONDS = 300
@@ -185,7 +185,7 @@ def free_port(wanted: int, option: str, *, is_any_welcome: bool) -> int:
         if os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, wanted))
+            probe.bind((HOST, wanted or unused_port()))
         except OSError as error:
             if not is_any_welcome:
                 raise CommandError(
