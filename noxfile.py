@@ -181,13 +181,14 @@ def smoke(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def documented_tests(session: nox.Session) -> None:
-    """The tests that the documentation shows, in a site that has the wheel and no checkout."""
+    """The tutorial, and the tests of the testing page, with the wheel and no checkout."""
     session.install(f"{built_wheel(session)}[sandbox]", "pytest", "pytest-django")
-    site = Path(session.create_tmp()).resolve() / "site"
-    shutil.rmtree(site, ignore_errors=True)
-    site.mkdir()
-    with session.chdir(site.parent):
-        session.run("python", str(CHECKOUT / "tests/support/tiny_site.py"), str(site))
+    for script in ("tutorial", "tiny_site"):
+        site = Path(session.create_tmp()).resolve() / script
+        shutil.rmtree(site, ignore_errors=True)
+        site.mkdir()
+        with session.chdir(site.parent):
+            session.run("python", str(CHECKOUT / f"tests/support/{script}.py"), str(site))
 
 
 def built_wheel(session: nox.Session) -> Path:

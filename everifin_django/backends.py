@@ -37,6 +37,8 @@ from everifin_django.oauth.id_token import Claims, Identity
 from everifin_django.secret import Secret
 from everifin_django.web.login_flow import Flow
 
+__all__ = ["EverifinBackend"]
+
 logger = logging.getLogger(__name__)
 
 OIDC_ANSWERS: Mapping[str, Callable[[], Any]] = {

@@ -11,6 +11,8 @@ from typing import Any, overload
 from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.http import HttpRequest
 
+__all__ = ["everifin_required"]
+
 MARK = "everifin_scopes"
 
 View = Callable[..., Any]

@@ -19,6 +19,8 @@ from everifin_django.conf import conf
 from everifin_django.decorators import requirement_of
 from everifin_django.exceptions import EverifinError
 
+__all__ = ["EverifinMiddleware"]
+
 MAX_USER_AGENT_LENGTH = 512
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from everifin_django.decorators import everifin_required
 
+__all__ = ["EverifinRequiredMixin"]
+
 
 class EverifinRequiredMixin:
     """

@@ -10,6 +10,8 @@ from functools import wraps
 from inspect import iscoroutinefunction, isgeneratorfunction
 from typing import NoReturn, ParamSpec, SupportsIndex, TypeVar
 
+__all__ = ["Secret"]
+
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -9,6 +9,15 @@ should be quick; an error in one is logged and changes nothing.
 
 from django.dispatch import Signal
 
+__all__ = [
+    "consent_expired",
+    "everifin_connected",
+    "everifin_disconnected",
+    "login_link_created",
+    "login_link_removed",
+    "token_refreshed",
+]
+
 everifin_connected = Signal()
 """
 A user's connection was stored: by login, connect or connecting again. Further argument: ``scope``.

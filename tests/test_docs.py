@@ -43,3 +43,12 @@ GUIDE = [page for page in PAGES if page.parent.name in {"tutorial", "howto", "re
 def test_no_page_of_the_guide_leads_to_evidence(page):
     """A reader is never sent to a page of evidence to learn what to do."""
     assert [link for other, link in LINKS if other == page and "evidence/" in link] == []
+
+
+def test_every_page_is_in_the_index():
+    index = ROOT / "docs" / "index.md"
+    linked = {
+        (index.parent / link.partition("#")[0]).resolve() for page, link in LINKS if page == index
+    }
+    pages = {page for page in PAGES if page.is_relative_to(ROOT / "docs") and page != index}
+    assert {page for page in pages if page.parent.name != "evidence"} <= linked

@@ -20,6 +20,15 @@ from everifin_django.models import BankToken, LoginLink, LoginSession, PendingRe
 from everifin_django.oauth.id_token import Identity
 from everifin_django.secret import Secret
 
+__all__ = [
+    "BankTokenFactory",
+    "LoginLinkFactory",
+    "LoginSessionFactory",
+    "PendingRevocationFactory",
+    "SpentStateFactory",
+    "UserFactory",
+]
+
 
 def _sealed(text: str | None, connection_id: Any, user_pk: Any, kind: TokenKind) -> str:
     if text is None:

@@ -29,6 +29,8 @@ from everifin_django.testing.sandbox.grants import identity
 if TYPE_CHECKING:
     from django.test import Client
 
+__all__ = ["FakeEverifin", "fake_everifin"]
+
 
 class FakeEverifin(Sandbox):
     """A sandbox that knows the site under test."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
+__all__ = ["EverifinMixin", "EverifinTestCase"]
+
 
 class EverifinMixin(_Base):
     """

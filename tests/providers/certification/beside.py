@@ -106,7 +106,7 @@ BESIDE = (
     ),
     Case(
         name="email-of-another-user",
-        provider_does="names the e-mail address of a user of the site, and that it is not verified",
+        provider_does="names the email address of a user of the site, and that it is not verified",
         right=(NOT_THEM,),
         play=log_in_where_somebody_has_the_address,
     ),

@@ -297,8 +297,8 @@ BASIC = (
         right=(REFUSED,),
         switch=do_not_sign,
         complaint=asks_userinfo,
-        remark="The suite registers the client for `none`, and skips who does not support it. "
-        "Here the client is one for RS256, so an unsigned token must be refused.",
+        remark="The suite registers the client for `none`, and skips sites that do not support "
+        "it. Here the client is registered for RS256, so an unsigned token must be refused.",
     ),
     Case(
         name=f"{OIDCC}-invalid-sig-rs256",
@@ -312,8 +312,8 @@ BASIC = (
         provider_does="answers UserInfo about another user",
         right=(LOGGED_IN, REFUSED),
         switch=answer_userinfo_about_another,
-        remark="Right is whatever does not believe that answer. We do not ask UserInfo about who "
-        "has an ID token.",
+        remark="Anything is right that does not use that answer. We do not ask UserInfo about "
+        "users who have an ID token.",
     ),
     Case(
         name=f"{OIDCC}-nonce-invalid",
@@ -376,7 +376,8 @@ CORE = (
         provider_does="expects the access token in the header",
         right=(BY_HEADER,),
         play=ask_userinfo,
-        remark="We ask UserInfo only about who connects without an ID token, so that is played.",
+        remark="We ask UserInfo only about users who connect without an ID token, so the test "
+        "does that.",
     ),
 )
 
@@ -387,8 +388,8 @@ CONFIG = (
         right=(DOES_NOT_APPLY,),
         play=log_in_without_metadata,
         complaint=uses_other_endpoints,
-        remark="No metadata is read at run time: the endpoints are settings. In its place it is "
-        "checked that the endpoints used are those published.",
+        remark="No metadata is read at run time: the endpoints are settings. The test checks "
+        "instead that the endpoints used are those published.",
     ),
     Case(
         name=f"{OIDCC}-discovery-jwks-uri-keys",

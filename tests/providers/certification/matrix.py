@@ -32,34 +32,35 @@ Row = Mapping[str, str]
 INTRODUCTION = """\
 # The OpenID certification tests
 
-The OpenID Foundation certifies relying sites by its conformance suite: in each test a provider
-does one thing, right or wrong, and a relying site has to take it as it should. The tables below
-are those tests, under the suite's names, played against the pretend Everifin of this package. They
-mirror the suite; they are not the suite, and no certificate. The last table has what can go wrong
-with a login although no test of the suite asks about it, under names of our own.
+The OpenID Foundation certifies relying sites with its conformance suite. In each test a provider
+does one thing, right or wrong, and the relying site has to respond correctly. The tables below
+are those tests, under the suite's names, run against this package's sandbox. They mirror the
+suite; they are not the suite, and no certificate. The last table has what can go wrong with a
+login although no test of the suite asks about it, under names of our own.
 
-`python -m tests.providers.certification` plays them, by the same code for `everifin-django` and,
+`python -m tests.providers.certification` runs them, with the same code for `everifin-django` and,
 for comparison, for mozilla-django-oidc {version}, and writes this page. Every login begins at the
-site's own door, goes to the provider, and comes back to the site's own callback.
-mozilla-django-oidc has its defaults, the addresses of the provider, and
-`OIDC_RP_SIGN_ALGO = 'RS256'` with `OIDC_OP_JWKS_ENDPOINT`. A setting that one test needs is in the
-notes below its table. The test suite plays all this too. It fails where `everifin-django` does not
-do what is right, what is named first if there is a choice, and where this page is out of date. The
-comparison decides nothing.
+site's own login page, goes to the provider, and comes back to the site's own callback.
+mozilla-django-oidc has its defaults, the URLs of the provider, and `OIDC_RP_SIGN_ALGO = 'RS256'`
+with `OIDC_OP_JWKS_ENDPOINT`. A setting that a single test needs is in the notes below its table.
+The test suite runs all this too. It fails if `everifin-django` does not do what is right (the
+first outcome named, if there are several), and if this page is out of date. The comparison
+decides nothing.
 
 - *logged in*: as the user whom the ID token names; *as another*: as somebody else.
 - *refused*: nobody is logged in, by an error page (4xx) or a redirect; at a back-channel logout,
-  that it is answered with 400 and the visitor stays logged in.
+  the answer is 400 and the visitor stays logged in.
 - *logged out*: here, and for an RP-initiated logout at the provider too.
-- *error 500*: nobody is logged in, because the site failed. The suite looks on from the provider's
-  side and could not tell this from a refusal, so the sums name these apart.
+- *error 500*: nobody is logged in, because the site failed. The suite watches from the provider's
+  side and could not tell this from a refusal, so the sums count these separately.
 - *stopped*: the refreshed tokens are not used.
-- *asked to come back later*: by an answer of 503 with `Retry-After`.
+- *asked to come back later*: with 503 and `Retry-After`.
 - **Bold** is what is wrong.
 
-Two things to know on the way to a certificate: the suite ends most tests when UserInfo is asked,
-and `everifin-django` does not ask it about who has an ID token. And FAPI 2.0 demands more than the
-tests named here, such as pushed authorization requests and sender-constrained tokens.
+Two things to know on the way to a certificate: the suite ends most tests when the site asks
+UserInfo, and `everifin-django` does not ask it about users who have an ID token. And FAPI 2.0
+demands more than the tests named here, such as pushed authorization requests and
+sender-constrained tokens.
 """
 
 
@@ -124,7 +125,7 @@ def sums(cases: Sequence[Case], rows: Sequence[Row], site: Site) -> Sums:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return what was observed as text for a terminal, wrong answers marked, the sums below."""
+    """Return what was observed as a table for a terminal, with wrong answers marked and sums."""
     lines = [("case", "right", *(site.name for site in SITES))]
     for case, row in zip(CASES, rows, strict=True):
         outcomes = [row[site.name] for site in SITES]
