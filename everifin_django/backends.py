@@ -145,7 +145,7 @@ class EverifinBackend(ModelBackend):
             revocation.revoke_unused(granted, "login_failed")
             raise
         claims = HiddenClaims(claims)
-        sid = granted.sid or str(claims.get("sid", ""))[:255]
+        sid = granted.sid or id_token.sid_of(claims)
         return Grant(replace(granted, sid=sid), id_token.identity_of(claims), claims)
 
     @sensitive_variables()
@@ -294,6 +294,8 @@ def _identity_without_id_token(granted: TokenSet) -> Identity | None:
     Whose tokens these are, as far as it can be known: by UserInfo, else by an access token that is
     a JWT.
     """
+    if granted.access is None:
+        return None
     if "openid" in granted.scope.split():
         try:
             return Identity(conf.issuer, id_token.fetch_userinfo(granted.access)["sub"])

@@ -166,8 +166,11 @@ class BankToken(models.Model):
             "issued_at": tokens.issued_at,
             "access_expires_at": tokens.expires_at,
             "refresh_expires_at": tokens.refresh_expires_at,
-            "access_ciphertext": seal(tokens.access, self.encryption_context("access"), key),
         }
+        if tokens.access is not None:
+            columns["access_ciphertext"] = seal(
+                tokens.access, self.encryption_context("access"), key
+            )
         if tokens.refresh is not None:
             columns["refresh_ciphertext"] = seal(
                 tokens.refresh, self.encryption_context("refresh"), key

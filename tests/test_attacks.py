@@ -27,9 +27,9 @@ from jwt.algorithms import RSAAlgorithm
 from everifin_django.connections import everifin_for
 from everifin_django.exceptions import TokenUnreadableError
 from everifin_django.models import BankToken
-from everifin_django.oauth import id_token
-from everifin_django.oauth.id_token import clear_signing_keys
-from tests.oauth.test_id_token import signed
+from everifin_django.oauth import jwks
+from everifin_django.oauth.jwks import clear_signing_keys
+from tests.oauth import signed
 
 LOGIN = "/everifin/login/"
 CONNECT = "/everifin/connect/"
@@ -60,7 +60,7 @@ def browser(client, user) -> Any:
 def clock(monkeypatch) -> list[float]:
     """Give the moment that the cache of keys goes by, which stands still."""
     now = [1000.0]
-    monkeypatch.setattr(id_token, "monotonic", lambda: now[0])
+    monkeypatch.setattr(jwks, "monotonic", lambda: now[0])
     return now
 
 

@@ -68,6 +68,7 @@ REPEAT_SECONDS = 1
 CLIENT_REFUSED_PAUSE_SECONDS = 5
 SENDING_SHARE = 0.5
 ANSWER_LOST = "answer_lost"
+NO_ACCESS_TOKEN = "no_access_token"  # noqa: S105 - a reason
 LIMIT_LOCK_WAITS = {
     "sqlite": "PRAGMA busy_timeout = 2000",
     "postgresql": "SET lock_timeout = '2s'",
@@ -251,8 +252,11 @@ class Attempt:
     refresh_token: Secret | None = None
     is_answer_lost: bool = False
 
-    def run(self) -> BankToken:
-        """Return the refreshed connection after ``claim`` was won. Errors: as ``ensure_fresh``."""
+    def run(self) -> BankToken | None:
+        """
+        Return the refreshed connection after ``claim`` was won, None if it is due again at once.
+        Errors: as ``ensure_fresh``.
+        """
         try:
             tokens = self.send()
         except APIError as error:
@@ -295,10 +299,11 @@ class Attempt:
                 raise
         return refresh(self.refresh_token, deadline_seconds=self._seconds_left())
 
-    def store(self, tokens: TokenSet) -> BankToken:
+    def store(self, tokens: TokenSet) -> BankToken | None:
         """
         Write the new tokens and return the connection; if it has moved on meanwhile, return or
-        refuse what it is now.
+        refuse what it is now. None if a refresh token came without an access token that can be
+        used: to be refreshed once more, and after a pause if that does not help.
 
         One statement, repeated over a new database connection for some seconds if the database
         fails.
@@ -314,11 +319,12 @@ class Attempt:
             "token_version": row.token_version + 1,
             "status": BankToken.Status.ACTIVE,
             "failures": 0,
-            "last_error": "",
+            "last_error": "" if tokens.access is not None else NO_ACCESS_TOKEN,
             "updated_at": timezone.now(),
             **_FREE,
         }
-        is_expired = tokens.expires_at <= timezone.now()
+        is_once_more = tokens.access is None and row.last_error != NO_ACCESS_TOKEN
+        is_expired = tokens.expires_at <= timezone.now() and not is_once_more
         if is_expired:
             columns["retry_after"] = in_database_seconds(EXPIRED_ANSWER_PAUSE_SECONDS)
         try:
@@ -330,6 +336,8 @@ class Attempt:
             return self._overtaken(tokens)
         if is_expired:
             raise _unavailable(EXPIRED_ANSWER_PAUSE_SECONDS)
+        if is_once_more:
+            return None
         logger.info("The tokens of connection %s were refreshed.", row.pk)
         token_refreshed.send_robust(sender=BankToken, user=row.user, connection_id=row.pk)
         return _with_columns(row, columns)

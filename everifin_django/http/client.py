@@ -135,9 +135,9 @@ def send(  # noqa: PLR0913 - what a request consists of, and its two bounds
     if seconds <= 0:
         raise request.error(UnreachableError)
     with session(fresh=fresh_connection) as sender:
-        prepared = _prepared(sender, request)
+        prepared, options = _prepared(sender, request), _options(seconds)
         try:
-            with _send(sender, prepared, seconds) as response:
+            with sender.send(prepared, **options) as response:
                 body = _body(response, prepared.headers["Accept-Encoding"], max_bytes)
                 return request.answer(response, body)
         except Exception as error:
@@ -248,18 +248,15 @@ def _prepared(sender: requests.Session, request: _Request) -> requests.PreparedR
         raise request.error(InvalidRequestError) from error
 
 
-def _send(
-    sender: requests.Session, prepared: requests.PreparedRequest, seconds: float
-) -> requests.Response:
-    return sender.send(
-        prepared,
-        # requests hands urllib3's own Timeout through; its stubs do not know.
-        timeout=Timeout(connect=min(conf.connect_timeout_seconds, seconds), total=seconds),  # type: ignore[arg-type]
-        allow_redirects=False,
-        stream=True,
-        verify=conf.ca_bundle or True,
-        proxies=dict(conf.proxies),
-    )
+def _options(seconds: float) -> dict[str, Any]:
+    """How to send it. Errors: ImproperlyConfigured, before anything is sent."""
+    return {
+        "timeout": Timeout(connect=min(conf.connect_timeout_seconds, seconds), total=seconds),
+        "allow_redirects": False,
+        "stream": True,
+        "verify": conf.ca_bundle or True,
+        "proxies": dict(conf.proxies),
+    }
 
 
 def _body(response: requests.Response, accepted: str, max_bytes: int) -> bytes:

@@ -9,6 +9,7 @@ than a handshake.
 from __future__ import annotations
 
 import base64
+import json
 import re
 import secrets
 from collections.abc import Mapping
@@ -29,13 +30,17 @@ from everifin_django.exceptions import (
     UnavailableError,
 )
 from everifin_django.http.client import Answer, send
-from everifin_django.secret import Secret
+from everifin_django.secret import Secret, hides_frames
 
 MAX_BYTES = 64 * 1024
 MAX_LIFETIME_SECONDS = 24 * 3600
 UNSTATED_LIFETIME_SECONDS = 60
 MAX_SECONDS = 10 * 365 * 24 * 3600
+MAX_URL_LENGTH = 8000
+"""Common servers take no longer one: nginx reads 8 KiB for the whole first line."""
+
 ERROR = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+VSCHARS = re.compile(r"[\x20-\x7e]+")
 
 Form = Mapping[str, "str | Secret"]
 
@@ -43,13 +48,14 @@ Form = Mapping[str, "str | Secret"]
 @dataclass(frozen=True, slots=True)
 class TokenSet:
     """
-    What the token endpoint gave.
+    What the token endpoint gave. *access* is None if the access token cannot be used: a refresh is
+    due at once.
 
-    Units: *issued_at* is the moment before the request was sent, from which both expiries count;
+    Units: *issued_at* is the time before the request was sent, from which both expiries count;
     *refresh_expires_at* is None where Everifin names no end.
     """
 
-    access: Secret
+    access: Secret | None
     refresh: Secret | None
     id: Secret | None
     scope: str
@@ -59,9 +65,10 @@ class TokenSet:
     refresh_expires_at: datetime | None
 
 
+@hides_frames
 def exchange_code(code: Secret, *, redirect_uri: str, code_verifier: Secret | None) -> TokenSet:
     """
-    Return the tokens for a login code.
+    Return the tokens for an authorization code.
 
     One request. Errors: RefusedError with the OAuth error as ``code``; UnavailableError;
     AnswerError.
@@ -77,6 +84,7 @@ def exchange_code(code: Secret, *, redirect_uri: str, code_verifier: Secret | No
     return _ask_for_tokens(form)
 
 
+@hides_frames
 def refresh(refresh_token: Secret, *, deadline_seconds: float | None = None) -> TokenSet:
     """
     Return the tokens that follow *refresh_token*, which may be spent from now on.
@@ -91,6 +99,7 @@ def refresh(refresh_token: Secret, *, deadline_seconds: float | None = None) -> 
     return _ask_for_tokens(form, deadline_seconds=deadline_seconds)
 
 
+@hides_frames
 def end_session(refresh_token: Secret, *, deadline_seconds: float | None = None) -> None:
     """
     End the session at Everifin that *refresh_token* belongs to. A token that is dead already counts
@@ -107,37 +116,45 @@ def end_session(refresh_token: Secret, *, deadline_seconds: float | None = None)
         raise _failure(answer)
 
 
+@hides_frames
 def logout_page(id_token: Secret | None) -> str:
     """
-    Return the address that ends a browser's session at Everifin and leads it back to
+    Return the URL that ends a browser's session at Everifin and leads it back to
     EVERIFIN_POST_LOGOUT_REDIRECT_URI.
 
-    The ID token says whose session it is, so Everifin need not ask the user. No request.
+    The ID token says whose session it is, so Everifin need not ask the user; one that makes the URL
+    too long is left out. No request.
     Source: OpenID Connect RP-Initiated Logout 1.0, section 2; Keycloak before version 18 takes
     ``redirect_uri``. That Everifin's logout is Keycloak's is inferred.
     """
     back = conf.post_logout_redirect_uri or ""
     if conf.legacy_logout:
-        query = {"redirect_uri": back}
-    else:
-        # The state says nothing to us: nothing hangs on the return. Some servers want one.
-        state = secrets.token_urlsafe(32)
-        query = {
-            "client_id": conf.client_id,
-            "post_logout_redirect_uri": back,
-            "state": state,
-        }
-        if id_token is not None:
-            query["id_token_hint"] = id_token.reveal()
+        return _logout_url({"redirect_uri": back})
+    # The state says nothing to us: nothing depends on the return. Some servers want one.
+    state = secrets.token_urlsafe(32)
+    query = {"client_id": conf.client_id, "post_logout_redirect_uri": back, "state": state}
+    with_hint = query | ({"id_token_hint": id_token.reveal()} if id_token is not None else {})
+    url = _logout_url(with_hint)
+    return url if len(url) <= MAX_URL_LENGTH else _logout_url(query)
+
+
+def _logout_url(query: Mapping[str, str]) -> str:
     return f"{conf.endpoint('logout')}?{urlencode(query)}"
 
 
 def _ask_for_tokens(form: Form, *, deadline_seconds: float | None = None) -> TokenSet:
+    """
+    Errors: RefusedError; UnavailableError; AnswerLostError where tokens may have been in what
+    cannot be read.
+    """
     issued_at = timezone.now()
     answer = _post("token", form, deadline_seconds=deadline_seconds)
-    if answer.status != 200:
+    if not 200 <= answer.status < 300:
         raise _failure(answer)
-    return _token_set(answer, issued_at)
+    try:
+        return read_tokens(_decoded(answer), issued_at)
+    except ValueError as error:
+        raise answer.error(AnswerLostError, "without usable tokens") from error
 
 
 def _post(endpoint: str, form: Form, *, deadline_seconds: float | None) -> Answer:
@@ -192,44 +209,48 @@ def _failure(answer: Answer) -> APIError:
     return answer.error(kind, "without an OAuth error")
 
 
-def _token_set(answer: Answer, issued_at: datetime) -> TokenSet:
+def _decoded(answer: Answer) -> Any:
     """
-    The decoded answer. Errors: AnswerLostError, because a new refresh token may have been in what
-    is unreadable.
+    What a token answer holds. Of one that is no strict JSON only the refresh token is believed:
+    it replaces one that is spent. Errors: ValueError if there is none.
     """
-    tokens = _decoded(answer, issued_at)
-    if tokens is None:
-        raise answer.error(AnswerLostError, "without usable tokens")
-    return tokens
-
-
-def _decoded(answer: Answer, issued_at: datetime) -> TokenSet | None:
     try:
-        return read_tokens(answer.json(), issued_at)
-    except (AnswerError, ValueError):
-        return None
+        return answer.json()
+    except AnswerError:
+        pass
+    try:
+        decoded, _ = json.JSONDecoder().raw_decode(answer.body.decode("utf-8-sig", "replace"))
+        return {"refresh_token": decoded["refresh_token"]}
+    except Exception as error:
+        raise ValueError("no refresh token can be read") from error
 
 
-def read_tokens(decoded: Any, issued_at: datetime) -> TokenSet | None:
+@hides_frames
+def read_tokens(decoded: Any, issued_at: datetime) -> TokenSet:
     """
-    Return what the token endpoint's decoded answer holds, None if that is no access token.
+    Return what the token endpoint's decoded answer holds. A refresh token that came is kept,
+    whatever is odd beside it.
 
-    Errors: ValueError if what stands for a token is none.
+    Errors: ValueError if there is neither an access token nor a refresh token, or the latter cannot
+    be one.
     Source: RFC 6749, section 5.1.
     """
-    if not isinstance(decoded, dict) or str(decoded.get("token_type")).lower() != "bearer":
-        return None
-    access = _token(decoded, "access_token")
-    stated = decoded.get("expires_in")
-    seconds = UNSTATED_LIFETIME_SECONDS if stated is None else _seconds(stated)
-    if access is None or seconds is None:
-        return None
+    if not isinstance(decoded, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - whatever was answered, it is one error
+    access, refresh_token = _access_token(decoded), _refresh_token(decoded)
+    if access is None and refresh_token is None:
+        raise ValueError("no token")
+    seconds = _seconds(decoded.get("expires_in"))
+    if access is None:
+        seconds = 0
+    elif seconds is None:
+        seconds = UNSTATED_LIFETIME_SECONDS
     # Only a hint: nothing is refused for it. Keycloak writes 0 for a token without an end.
     refresh_seconds = _seconds(decoded.get("refresh_expires_in"))
     return TokenSet(
         access=access,
-        refresh=_token(decoded, "refresh_token"),
-        id=_token(decoded, "id_token"),
+        refresh=refresh_token,
+        id=_id_token(decoded),
         scope=_text(decoded.get("scope"), 1024),
         sid=_text(decoded.get("session_state"), 255),
         issued_at=issued_at,
@@ -240,31 +261,43 @@ def read_tokens(decoded: Any, issued_at: datetime) -> TokenSet | None:
     )
 
 
-def _token(decoded: Mapping[str, Any], name: str) -> Secret | None:
-    """The token of this name, None if there is none. Errors: ValueError if it is not one."""
-    if decoded.get(name) is None:
+def _access_token(decoded: Mapping[str, Any]) -> Secret | None:
+    """
+    None if it is of another type than bearer, or no header can carry it. An answer without a type
+    is believed: only Bearer goes without saying more. Source: RFC 6750, section 2.1.
+    """
+    is_bearer = str(decoded.get("token_type") or "bearer").lower() == "bearer"
+    value = decoded.get("access_token")
+    if not isinstance(value, str) or not VSCHARS.fullmatch(value) or " " in value:
         return None
-    if not _is_token(decoded[name]):
-        raise ValueError(f"{name} is not a token")
-    return Secret(decoded[name])
+    return Secret(value) if is_bearer else None
 
 
-def _is_token(value: Any) -> bool:
-    """Source: RFC 6749, appendices A.12 and A.17: printable ASCII. No space, for the header."""
-    return (
-        isinstance(value, str)
-        and bool(value)
-        and value.isascii()
-        and value.isprintable()
-        and " " not in value
-    )
+def _refresh_token(decoded: Mapping[str, Any]) -> Secret | None:
+    """
+    None if none came. Errors: ValueError for what cannot be one. Source: RFC 6749, appendix A.17:
+    visible ASCII, and spaces.
+    """
+    value = decoded.get("refresh_token")
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or not VSCHARS.fullmatch(value):
+        raise ValueError("the refresh token is not one")
+    return Secret(value)
+
+
+def _id_token(decoded: Mapping[str, Any]) -> Secret | None:
+    """None for what cannot be a token of any kind; whether it is one is found when it is read."""
+    value = decoded.get("id_token")
+    is_one = isinstance(value, str) and VSCHARS.fullmatch(value) and value.strip()
+    return Secret(str(value)) if is_one else None
 
 
 def _seconds(value: Any) -> int | None:
     """
-    A lifetime, at most MAX_SECONDS and not below 0; None if it is none.
+    A lifetime, at most MAX_SECONDS and not below 0; None if it cannot be one.
 
-    Source: RFC 6749, section 5.1, has a number; a text of digits is met as well.
+    Source: RFC 6749, section 5.1, has a number; a string of digits is met as well.
     """
     if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= 12:
         value = int(value)

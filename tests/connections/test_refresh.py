@@ -7,6 +7,7 @@ and processes are in tests/protocol.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -33,6 +34,7 @@ from everifin_django.models import BankToken, PendingRevocation, in_database_sec
 from everifin_django.secret import Secret
 from everifin_django.signals import consent_expired, token_refreshed
 from everifin_django.testing.factories import BankTokenFactory, UserFactory
+from everifin_django.testing.sandbox import Sandbox
 
 pytestmark = pytest.mark.django_db
 
@@ -538,7 +540,9 @@ class TestFaultTable:
         assert attempt.claim()
         granted = attempt.send()
         settings.EVERIFIN_KEY_PROVIDER = "tests.test_encryption.BrokenVault"
-        assert attempt.store(granted).token_version == 2
+        stored = attempt.store(granted)
+        assert stored is not None
+        assert stored.token_version == 2
         with pytest.raises(KeysUnavailableError):
             grants.get_access_token(overdue.user)
 
@@ -847,4 +851,81 @@ class TestAtomicRequests:
         begin_as(None)
         everifin.expire_access_tokens()
         assert site.get("/accounts/").status_code == 200
+        assert everifin.calls["token.refresh_token"] == 1
+
+
+class TestOddAnswers:
+    """A refresh token that came is kept, whatever is odd beside it."""
+
+    @pytest.fixture
+    def twist(self, monkeypatch):
+        """Give a function that changes what the token endpoint answers, after it did its work."""
+
+        def twist(*, times: int, **changes: Any) -> None:
+            call, left = Sandbox.__call__, iter(range(times))
+
+            def answer(self: Sandbox, environ: Any, start_response: Any) -> list[bytes]:
+                heads: list[Any] = []
+                body = b"".join(call(self, environ, lambda *head: heads.append(head)))
+                if environ["PATH_INFO"].endswith("/token") and next(left, None) is not None:
+                    body = json.dumps(json.loads(body) | changes).encode()
+                status, headers = heads[0]
+                start_response(
+                    status, [*dict(headers, **{"Content-Length": f"{len(body)}"}).items()]
+                )
+                return [body]
+
+            monkeypatch.setattr(Sandbox, "__call__", answer)
+
+        return twist
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"access_token": "a b"}, {"access_token": None}, {"token_type": "DPoP"}],
+        ids=repr,
+    )
+    def test_an_access_token_that_cannot_be_used_is_refreshed_once_more(
+        self, overdue, everifin, twist, changes
+    ):
+        everifin.calls.clear()
+        twist(times=1, **changes)
+        access = grants.get_access_token(overdue.user)
+        assert everifin.calls["token.refresh_token"] == 2
+        assert access.token.reveal().count(".") == 2
+        row = _now(overdue)
+        assert (row.status, row.last_error, row.failures) == ("active", "", 0)
+        assert row.token_version == overdue.token_version + 2
+
+    def test_if_that_does_not_help_it_pauses_and_the_newest_token_is_kept(
+        self, overdue, everifin, twist
+    ):
+        everifin.calls.clear()
+        twist(times=2, access_token="a b")
+        for _ in range(3):
+            with pytest.raises(UnavailableError) as caught:
+                grants.get_access_token(overdue.user)
+            assert 0 < _pause(caught) <= 5
+        assert everifin.calls["token.refresh_token"] == 2
+        row = _now(overdue)
+        assert (row.status, row.last_error) == ("active", "no_access_token")
+        BankToken.objects.update(retry_after=None)
+        assert grants.get_access_token(overdue.user).token.reveal().count(".") == 2
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"id_token": ""}, {"expires_in": ""}, {"token_type": None}, {"refresh_token": ""}],
+        ids=repr,
+    )
+    def test_all_else_that_is_odd_costs_nothing(self, overdue, everifin, twist, changes):
+        everifin.calls.clear()
+        twist(times=1, **changes)
+        assert grants.get_access_token(overdue.user).token.reveal().count(".") == 2
+        assert everifin.calls["token.refresh_token"] == 1
+
+    def test_a_login_whose_access_token_cannot_be_used_refreshes_when_it_is_needed(
+        self, client, everifin, everifin_connect, twist
+    ):
+        twist(times=1, access_token="a b")
+        everifin_connect(client, view="login")
+        assert client.get("/accounts/").status_code == 200
         assert everifin.calls["token.refresh_token"] == 1

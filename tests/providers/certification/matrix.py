@@ -10,7 +10,7 @@ from typing import NamedTuple
 from django.test import override_settings
 
 from everifin_django.connections.refresh import client_pause
-from everifin_django.oauth.id_token import clear_signing_keys
+from everifin_django.oauth.jwks import clear_signing_keys
 from everifin_django.testing.adapter import mount
 from everifin_django.testing.fake import as_in_settings
 from tests.providers.certification.beside import BESIDE
