@@ -1,5 +1,5 @@
 """
-What the pretend Everifin costs a test, and how fast it is over HTTP.
+What the sandbox costs a test, and how fast it is over HTTP.
 
 ``python -m benchmarks.sandbox``. Each figure is told by the clock, the best and the median of
 several tries, and by the CPU time that went into it: where the two are far apart, the machine was

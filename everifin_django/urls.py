@@ -1,5 +1,5 @@
 """
-The doors and their names: ``path("everifin/", include("everifin_django.urls"))``.
+The app's views and their names: ``path("everifin/", include("everifin_django.urls"))``.
 """
 
 from django.urls import path

@@ -1,8 +1,8 @@
 """
-Requests to a WSGI application in this very process: no socket, no port, no waiting.
+Sends requests to a WSGI application in the same process: no socket, no port, no waiting.
 
-The seam is where requests picks its transport adapter, so every caller that uses requests is
-served: this package, mozilla-django-oidc, and the code of a test.
+It replaces the transport adapter of requests, so it serves every caller that uses requests: this
+package, mozilla-django-oidc, and the code of a test.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]
 
 class NetworkRefusedError(RuntimeError):
     """
-    Somebody asked for a host that no mounted sandbox serves. Mount one, or mend the URL.
+    A request went to a host that no mounted sandbox serves. Mount one, or correct the URL.
 
     Not one of requests' errors, so that no code takes it for an outage and carries on.
     """
@@ -204,7 +204,8 @@ def _environ(request: requests.PreparedRequest) -> dict[str, Any]:
         "wsgi.run_once": False,
     }
     for name, value in headers.items():
-        # Django's server drops headers with an underscore too: they would pass for their twins.
+        # Django's server removes headers with an underscore too: WSGI could not tell them from
+        # those with a hyphen.
         if "_" not in name:
             key = name.upper().replace("-", "_")
             is_own = key in {"CONTENT_TYPE", "CONTENT_LENGTH"}

@@ -183,7 +183,7 @@ class TestCommand:
         BankTokenFactory()
         rotate()
         assert _command().splitlines() == [
-            "2 resealed, 0 refreshed meanwhile, 0 unreadable.",
+            "2 re-encrypted, 0 refreshed meanwhile, 0 unreadable.",
             "new: 2 tokens (the newest)",
             "old: 0 tokens (not needed any more, except for backups)",
         ]
@@ -201,7 +201,7 @@ class TestCommand:
         PendingRevocationFactory()
         settings.EVERIFIN_ENCRYPTION_KEYS = [NEW]
         assert "old: 1 tokens (its key is missing!)" in _command("--status")
-        with pytest.raises(CommandError, match="put the key that sealed it back"):
+        with pytest.raises(CommandError, match="put the key back, behind"):
             _command()
         assert PendingRevocation.objects.get().refresh_ciphertext.startswith("evf1.old.")
 
@@ -209,7 +209,7 @@ class TestCommand:
         BankTokenFactory()
         settings.EVERIFIN_KEY_PROVIDER = "tests.test_encryption.Vault"
         assert _command().splitlines() == [
-            "2 resealed, 0 refreshed meanwhile, 0 unreadable.",
+            "2 re-encrypted, 0 refreshed meanwhile, 0 unreadable.",
             "vault-1: 2 tokens (the newest)",
         ]
         settings.EVERIFIN_ENCRYPTION_KEYS = []

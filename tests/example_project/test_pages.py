@@ -1,4 +1,4 @@
-"""The example's pages, under the example's own settings, with a pretend Everifin behind them."""
+"""The example's pages, under the example's own settings, with the sandbox behind them."""
 
 import os
 import re

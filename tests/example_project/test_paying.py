@@ -1,4 +1,4 @@
-"""The example's pages to pay with, a pretend Everifin and its bank behind them."""
+"""The example's payment pages, with the sandbox and its bank behind them."""
 
 import re
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The users of a site under crash_run, each with a connection to a pretend Everifin."""
+"""The users of a site under crash_run, each with a connection to the sandbox."""
 
 from __future__ import annotations
 

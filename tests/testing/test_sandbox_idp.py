@@ -132,7 +132,7 @@ class TestPages:
     def test_pages_say_that_nothing_is_real_and_stay_out_of_frames(self, site):
         page = requests.get(site.authorization_url(), timeout=5)
         assert '<html lang="en">' in page.text
-        assert "pretend Everifin for development: nothing here is real" in page.text
+        assert "sandbox for development: nothing here is real" in page.text
         assert page.headers["X-Frame-Options"] == "DENY"
         assert page.headers["Referrer-Policy"] == "no-referrer"
         assert page.headers["Cache-Control"] == "no-store"

@@ -1,5 +1,5 @@
 """
-End at Everifin what could not be ended before, and empty connections that ended long ago.
+Revoke at Everifin what could not be revoked before, and delete old tokens.
 """
 
 from typing import Any
@@ -11,8 +11,9 @@ from everifin_django.connections.revocation import purge_ended, revoke_due
 
 class Command(BaseCommand):
     help = (
-        "End the grants that wait in the outbox, and delete the tokens of connections that ended "
-        "more than EVERIFIN_RETENTION_DAYS ago. Run it every few minutes, by cron or a scheduler."
+        "Revoke the grants that wait in the outbox, and delete the tokens of connections that "
+        "ended more than EVERIFIN_RETENTION_DAYS ago. Run it every few minutes, by cron or a "
+        "scheduler."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -15,13 +15,13 @@ from everifin_django.encryption import active_key, is_known, parse_keys
 
 class Command(BaseCommand):
     help = (
-        "Seal with the newest encryption key what older ones sealed. Safe beside "
-        "a running site, and to be stopped and run again."
+        "Encrypt stored tokens with the newest key. Safe while "
+        "the site runs; can be stopped and run again."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--status", action="store_true", help="only say which key sealed how many tokens"
+            "--status", action="store_true", help="only count the tokens of each key"
         )
         parser.add_argument("--batch-size", type=int, default=500, help="rows read at a time")
 
@@ -32,7 +32,7 @@ class Command(BaseCommand):
         self._say_status()
         if unreadable:
             raise CommandError(
-                "What is unreadable was left as it is: put the key that sealed it back, behind "
+                "What is unreadable was left as it is: put the key back, behind "
                 "the newest one, and run this again."
             )
 
@@ -42,7 +42,7 @@ class Command(BaseCommand):
         for outcome in reseal(batch_size):
             total += outcome
         self.stdout.write(
-            f"{total['resealed']} resealed, {total['overtaken']} refreshed meanwhile, "
+            f"{total['resealed']} re-encrypted, {total['overtaken']} refreshed meanwhile, "
             f"{total[UNREADABLE]} unreadable."
         )
         return total[UNREADABLE]

@@ -1,4 +1,4 @@
-"""``manage.py everifin_sandbox``: a pretend Everifin on this machine, to develop against."""
+"""Serve the sandbox on this machine, to develop against."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ ROTATIONS = ("strict", "default", "off")
 
 class Command(BaseCommand):
     help = (
-        "Runs a pretend Everifin with demo data: login page, tokens, bank API. Not for production."
+        "Run a sandbox of Everifin with demo data: login page, tokens, bank API. "
+        "Not for production."
     )
     # A site whose settings are not complete yet is the very one that needs what this prints.
     requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--host", default="127.0.0.1", help="Address to listen on.")
+        parser.add_argument("--host", default="127.0.0.1", help="IP address to listen on.")
         parser.add_argument("--port", type=int, default=8001, help="Port; 0 picks a free one.")
-        parser.add_argument("--url", default="", help="Its URL for others, if not host and port.")
-        parser.add_argument("--data", default=":memory:", help="File to keep its state in.")
+        parser.add_argument("--url", default="", help="Its public URL, if it is not host and port.")
+        parser.add_argument("--data", default=":memory:", help="File to store its state in.")
         parser.add_argument("--rotation", choices=ROTATIONS, default="strict")
         parser.add_argument("--access-token-seconds", type=int, default=300)
         parser.add_argument("--client-id", default="everifin-sandbox")
@@ -36,7 +37,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--allow-remote",
             action="store_true",
-            help="Listen where other machines can reach it, and anybody can use its switches.",
+            help="Listen where other machines can reach it, so that anybody can use its switches.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -116,7 +117,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 def _introduction(sandbox: Any) -> str:
     logins = ", ".join(f"{name} / {password}" for name, password in sandbox.demo_logins.items())
     return f"""\
-A pretend Everifin is running. Nothing in it is real.
+The sandbox is running. Nothing in it is real.
 
 Settings to paste:
 

@@ -1,5 +1,5 @@
 """
-Everifin in a box: a pretend identity provider and bank API in one WSGI application.
+The sandbox: a fake identity provider and bank API in one WSGI application.
 
 Made for development and tests; nothing in it is real. Needs the extra `everifin-django[sandbox]`.
 

@@ -1,5 +1,5 @@
 """
-What all of the bank API shares: who calls, what they may ask, and how they are answered.
+What all of the bank API shares: the user of a call, its query, and its answer.
 
 Documented by Everifin: the envelope, the error codes and the scope rules. Inferred: most HTTP
 statuses, and page-number pagination, whose shape is that of its payment gateway.
@@ -66,7 +66,7 @@ def _not_allowed(field: str) -> Refusal:
     return Refusal(422, "REQUEST_VALIDATION_ERROR", "Invalid Query Parameter", detail)
 
 
-# Who calls
+# The user of a call
 
 UserView = Callable[Concatenate[State, HttpRequest, User, ...], HttpResponse]
 
@@ -74,7 +74,7 @@ UserView = Callable[Concatenate[State, HttpRequest, User, ...], HttpResponse]
 def for_user(
     *, scope: str | None
 ) -> Callable[[UserView], Callable[Concatenate[State, HttpRequest, ...], HttpResponse]]:
-    """Call the view with the user the bearer token stands for; without one, refuse."""
+    """Call the view with the user of the bearer token; without one, refuse."""
 
     def decorate(
         view: UserView,

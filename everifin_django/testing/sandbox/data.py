@@ -5,8 +5,8 @@ All of it is invented: names and ids of the banks (Everifin documents only that 
 found under the country EFT), the accounts, and every transaction. Field names that Everifin does
 not publish follow its payment objects. Amounts are never negative; the direction carries the sign.
 
-A transaction depends on the account, its month and its place in the month, so a later day adds rows
-and changes none but those that settle. Rows of a day appear when the day is over.
+A transaction depends on the account, its month and its number in the month, so a later day adds
+rows and changes none but those that settle. Rows of a day appear when the day is over.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-The OAuth protocol logic of the pretend Everifin: oauthlib, with the rules of a Keycloak.
+The OAuth protocol logic of the sandbox: oauthlib, with Keycloak's rules.
 
 oauthlib because it is agnostic of web framework and storage by design: it has no models, and its
 one seam is a RequestValidator. `Rules` is that validator; what it raises carries the error texts of
@@ -165,10 +165,10 @@ class Rules(RequestValidator):
     def get_original_scopes(self, refresh_token: str, request: Request, *args: Any) -> list[str]:
         return list(request.session.scopes)
 
-    # Login codes
+    # Authorization codes
 
     def validate_silent_login(self, request: Request) -> bool:
-        """Everybody logs in each time: the sandbox keeps no cookie."""
+        """Everybody logs in each time: the sandbox sets no cookie."""
         return False
 
     def validate_user_match(self, *args: Any, **kwargs: Any) -> bool:
@@ -190,7 +190,7 @@ class Rules(RequestValidator):
         self.store.add_code(code["code"], session.id, details, session.auth_time + CODE_SECONDS)
 
     def new_session(self, session_id: str, request: Request) -> Session:
-        """Return a session that ends with its code, unless that is redeemed."""
+        """Return a session that ends with its code, unless the code is exchanged."""
         now, scope = self.state.now(), " ".join(request.scopes)
         until = now + CODE_SECONDS
         session = Session(session_id, request.user.sub, scope, auth_time=now, expires_at=until)
@@ -199,9 +199,9 @@ class Rules(RequestValidator):
 
     def validate_code(self, client_id: str, code: str, client: Client, request: Request) -> bool:
         """
-        Source: RFC 6749, section 4.1.2: a code shown twice ends what came of it.
+        Source: RFC 6749, section 4.1.2: a code that is used twice ends the session it began.
 
-        The code is spent here, at the first try with the right client, whatever else is wrong.
+        The code is used up here, at the first try with the right client, whatever else is wrong.
         """
         known = self.store.code(code)
         if known is None:
@@ -289,7 +289,8 @@ class Rules(RequestValidator):
         """
         End the session of a refresh token. Source: RFC 7009, section 2.1.
 
-        An access token goes on working until its expiry, because the bank API does not ask back.
+        An access token works until it expires, because the bank API does not ask the identity
+        provider.
         """
         known = self.store.refresh_token(token)
         if known is not None:
@@ -365,7 +366,7 @@ class Rules(RequestValidator):
         return self.state.signing_key.sign(claims, headers)
 
     def save_bearer_token(self, token: dict[str, Any], request: Request, *args: Any) -> None:
-        """Keep the new refresh token, and dress the answer the way Keycloak does."""
+        """Store the new refresh token, and format the response as Keycloak does."""
         lasts = not _is_offline(request)
         expires_at = self.state.now() + self.state.refresh_token_seconds if lasts else None
         if "refresh_token" in token:

@@ -40,12 +40,12 @@ class AlreadyDecidedError(Exception):
     """Two decisions were made for one authorization request; only the first one counts."""
 
 
-# From the authorization request to the way back
+# From the authorization request to the redirect back
 
 
 def begin(state: State, query: QueryDict) -> Pending:
     """
-    Keep an authorization request that is in order, until the visitor has logged in and decided.
+    Store a valid authorization request until the visitor has logged in and decided.
 
     Errors: oauthlib's FatalClientError if the visitor must not be sent back, else its OAuth2Error.
     """
@@ -61,7 +61,9 @@ def log_in(state: State, pending: Pending, user: User) -> Pending:
 
 
 def decide(state: State, pending: Pending, *, consent: bool) -> str:
-    """Return the URL that takes the visitor back to the site, with a login code or a refusal."""
+    """
+    Return the URL that takes the visitor back to the site, with an authorization code or a refusal.
+    """
     if not state.store.finish_pending(pending.id):
         raise AlreadyDecidedError
     if not consent:

@@ -67,9 +67,9 @@ def is_loopback(host: str) -> bool:
 
 
 class _Server(ThreadedWSGIServer):
-    """Hangs up on everybody at the end: a stopped server answers on no connection left open."""
+    """Closes every connection at the end: a stopped server answers on no open connection."""
 
-    # Of the many who come at one moment, the kernel makes whoever finds no place wait for a second.
+    # If many connect at once and the queue is full, the kernel makes the rest wait for a second.
     request_queue_size = 128
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

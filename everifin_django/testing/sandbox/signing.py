@@ -1,4 +1,4 @@
-"""The keys of the pretend Everifin, and the tokens signed with them."""
+"""The sandbox's signing keys, and the tokens signed with them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Signer:
 
 @lru_cache(maxsize=256)
 def _verified(token: str, published: tuple[tuple[str, str], ...]) -> Mapping[str, Any] | None:
-    # The bank API is shown the same token time and again; reading it is half of such a call.
+    # The bank API gets the same token many times; reading it is half of such a call.
     try:
         kid = _JWS.get_unverified_header(token).get("kid")
         key = next(_load(*key) for key in published if key[0] == kid)

@@ -1,8 +1,8 @@
 """
-What the pretend Everifin remembers, in SQLite: one file, or a database in memory.
+What the sandbox stores, in SQLite: one file, or a database in memory.
 
-Both are the same code: one connection, one lock. Tokens and codes are kept as hashes only, so that
-a file left behind opens nothing.
+Both are the same code: one connection, one lock. Tokens and codes are stored as hashes only, so
+that a file left behind opens nothing.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A login code. *details* are what the token request is held against."""
+    """An authorization code. *details* are what the token request is compared with."""
 
     session: Session
     details: Mapping[str, Any]
@@ -134,7 +134,7 @@ class Store:
     # Facts by name
 
     def meta(self, name: str, default: str) -> str:
-        """Return the value kept under *name*, keeping *default* if there is none."""
+        """Return the value stored under *name*, and store *default* if there is none."""
         statement = "SELECT value FROM meta WHERE name = ?"
         row = self._row(statement, name)
         if row is None:
@@ -164,7 +164,7 @@ class Store:
     # Users
 
     def add_user(self, user: User) -> bool:
-        """Keep *user*; False if the name or the sub is taken."""
+        """Store *user*; False if the name or the sub is taken."""
         statement = "INSERT OR IGNORE INTO user VALUES (?, ?, ?, ?, ?, ?)"
         values = (user.sub, user.username, user.password, user.name, user.email)
         return self._run(statement, *values, user.email_verified) == 1
@@ -173,7 +173,7 @@ class Store:
         row = self._row("SELECT * FROM user WHERE sub = ? OR username = ?", sub, username)
         return User(**{**row, "email_verified": bool(row["email_verified"])}) if row else None
 
-    # Authorization requests under way
+    # Authorization requests in progress
 
     def add_pending(self, query: str, now: float) -> Pending:
         pending = Pending(uuid.uuid4().hex, query, None, now)
@@ -217,7 +217,7 @@ class Store:
     def withdraw_consent(self, session_id: str) -> None:
         self._run("UPDATE session SET is_withdrawn = 1 WHERE id = ?", session_id)
 
-    # Login codes and refresh tokens
+    # Authorization codes and refresh tokens
 
     def add_code(self, code: str, session: str, details: Mapping[str, Any], until: float) -> None:
         statement = "INSERT INTO code (hash, session, details, expires_at) VALUES (?, ?, ?, ?)"
@@ -308,5 +308,5 @@ def _session(row: Mapping[str, Any]) -> Session:
 
 
 def digest(token: str) -> str:
-    """Return what the sandbox knows a token or code by: it tells two apart and opens nothing."""
+    """Return the digest by which the sandbox recognises a token or code."""
     return hashlib.sha256(token.encode()).hexdigest()
