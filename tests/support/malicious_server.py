@@ -161,7 +161,7 @@ def hear_and_reset(server: Server, connection: socket.socket) -> None:
 
 def wait(server: Server, connection: socket.socket) -> None:
     """Say nothing until the test is over."""
-    server.closing.wait(10)
+    server.closing.wait(120)
 
 
 def _read(stream: socket.socket, connection: int) -> Request | None:
