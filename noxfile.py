@@ -77,7 +77,7 @@ def floors(session: nox.Session) -> None:
 
 
 def floor_requirements() -> list[str]:
-    """Return each run-time requirement at its floor: ``django==5.2.13``."""
+    """Return each run-time requirement at its floor: ``django==5.2.19``."""
     requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["sandbox"]
     return [re.sub(r">=([\d.]+).*", r"==\1", requirement) for requirement in requirements]
 
