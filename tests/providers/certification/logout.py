@@ -15,7 +15,7 @@ import requests
 from django.test import Client
 
 from tests.providers.certification.cases import OIDCC, Case
-from tests.providers.certification.provider import AFTER_LOGOUT, signed
+from tests.providers.certification.provider import AFTER_LOGOUT, curve_key, signed
 from tests.providers.certification.sites import LOGGED_IN, NO_SUCH_FEATURE, OURS, REFUSED, Visit
 
 LOGGED_OUT = "logged out"
@@ -26,16 +26,19 @@ Sign = Callable[[Visit, dict[str, Any]], str]
 
 
 def sign(visit: Visit, claims: dict[str, Any]) -> str:
-    return visit.provider.signing_key.sign(claims, {"typ": "logout+jwt"})
+    """As the suite does, which leaves it to the events what kind of token this is."""
+    return visit.provider.signing_key.sign(claims)
 
 
 def do_not_sign(visit: Visit, claims: dict[str, Any]) -> str:
-    return signed(claims, "none", None, {"typ": "logout+jwt"})
+    return signed(claims, "none", None, {})
 
 
-def sign_with_the_secret(visit: Visit, claims: dict[str, Any]) -> str:
-    headers = {"typ": "logout+jwt", "kid": visit.provider.signing_key.kid}
-    return signed(claims, "HS256", visit.provider.client_secret.encode().ljust(32, b"-"), headers)
+def sign_by_es256(visit: Visit, claims: dict[str, Any]) -> str:
+    """With a published key, but the client's ID tokens are signed by RS256."""
+    key, jwk = curve_key()
+    visit.provider.publish_keys(visit.provider.signing_key.jwk(), jwk)
+    return signed(claims, "ES256", key, {"kid": jwk["kid"]})
 
 
 def log_out(**changes: str | None) -> Callable[[Visit], str]:
@@ -138,9 +141,7 @@ BACK_CHANNEL = (
         "visitor is logged in, so that one can see what they do.",
     ),
     back_channel("-alg-none", "does not sign the logout token", be_logged_out(do_not_sign)),
-    back_channel(
-        "-wrong-alg", "signs the logout token by HS256", be_logged_out(sign_with_the_secret)
-    ),
+    back_channel("-wrong-alg", "signs the logout token by ES256", be_logged_out(sign_by_es256)),
     back_channel("-no-event", "leaves out `events`", be_logged_out(events=None)),
     back_channel(
         "-wrong-event",
