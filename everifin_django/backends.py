@@ -305,8 +305,7 @@ def _identity_without_id_token(granted: TokenSet) -> Identity | None:
 
 
 def _verified_email(claims: Claims) -> str:
-    email = claims.get("email") if claims.get("email_verified") is True else None
-    return email or ""
+    return id_token.email_of(claims) if claims.get("email_verified") is True else ""
 
 
 def _email_field(user_model: Any) -> Any:

@@ -95,6 +95,11 @@ class TestNewUser:
             ({"email_verified": 1}, ""),
             ({"email_verified": None}, ""),
             ({"email": None}, ""),
+            ({"email": f"{'a' * 300}@b.test"}, ""),
+            ({"email": "a\n@b.test"}, ""),
+            ({"email": ["a@b.test"]}, ""),
+            ({"sid": "a\0"}, "alice@example.test"),
+            ({"sid": {"a": 1}}, "alice@example.test"),
         ],
         ids=str,
     )

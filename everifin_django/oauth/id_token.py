@@ -41,6 +41,7 @@ MAX_TOKEN_BYTES = 32 * 1024
 MAX_BYTES = 64 * 1024
 MAX_TIMESTAMP = 253_402_300_799  # the end of the year 9999, and of datetime
 MAX_NAME_LENGTH = 255
+MAX_EMAIL_LENGTH = 254
 SKEW_SECONDS = 60
 LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
 LOGOUT_TOKEN_SECONDS = 120
@@ -76,6 +77,19 @@ def sid_of(claims: Claims) -> str:
     """Return the session at Everifin that *claims* name, empty for none or an unusable one."""
     sid: Any = claims.get("sid")
     return str(sid) if _is_name(sid) else ""
+
+
+def email_of(claims: Claims) -> str:
+    """Return the email that *claims* name, empty for none or one that no database should hold."""
+    email: Any = claims.get("email")
+    is_one = (
+        isinstance(email, str)
+        and "@" in email
+        and len(email) <= MAX_EMAIL_LENGTH
+        and email.isprintable()
+        and " " not in email
+    )
+    return str(email) if is_one else ""
 
 
 @hides_frames

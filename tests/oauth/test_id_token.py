@@ -577,6 +577,35 @@ class TestUserInfo:
         return caught.value
 
 
+class TestEmail:
+    @pytest.mark.parametrize("email", ["a@b.test", "ž@b.test", f"{'a' * 247}@b.test"])
+    def test_an_email_that_can_be_stored_is_named(self, email):
+        assert id_token.email_of({"email": email}) == email
+
+    @pytest.mark.parametrize(
+        "email",
+        [
+            None,
+            "",
+            "a",
+            5,
+            True,
+            ["a@b.test"],
+            {"a@b.test": 1},
+            f"{'a' * 248}@b.test",
+            "a@b.test\n",
+            "a\r\nBcc: c@d.test@b.test",
+            "a\0@b.test",
+            "\ud800@b.test",
+            "a b@b.test",
+            "\u202ea@b.test",
+        ],
+        ids=lambda email: repr(email)[:20],
+    )
+    def test_all_else_names_none(self, email):
+        assert id_token.email_of({"email": email}) == id_token.email_of({}) == ""
+
+
 class TestRefreshedTokens:
     WHO = Identity(ISSUER, SUBJECT)
 
