@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
 from django.core.exceptions import ImproperlyConfigured, SuspiciousOperation, ValidationError
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 from django.views.decorators.debug import sensitive_variables
-from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from everifin_django.conf import conf
 from everifin_django.connections import grants, links, revocation
@@ -34,42 +32,12 @@ from everifin_django.models import BankToken, LoginLink
 from everifin_django.oauth import endpoints, id_token
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.oauth.id_token import Claims, Identity
+from everifin_django.oauth.oidc import ClaimsBackend
 from everifin_django.secret import Secret
-from everifin_django.web.login_flow import Flow
 
 __all__ = ["EverifinBackend"]
 
 logger = logging.getLogger(__name__)
-
-OIDC_ANSWERS: Mapping[str, Callable[[], Any]] = {
-    "OIDC_OP_AUTHORIZATION_ENDPOINT": lambda: conf.endpoint("auth"),
-    "OIDC_RP_CLIENT_ID": lambda: conf.client_id,
-    "OIDC_RP_SCOPES": lambda: conf.scopes,
-    "OIDC_AUTHENTICATION_CALLBACK_URL": lambda: "everifin_django:callback",
-    "OIDC_REDIRECT_FIELD_NAME": lambda: "next",
-    "OIDC_USE_NONCE": lambda: True,
-    "OIDC_USE_PKCE": lambda: conf.use_pkce,
-    "OIDC_PKCE_CODE_CHALLENGE_METHOD": lambda: "S256",
-    "OIDC_PKCE_CODE_VERIFIER_SIZE": lambda: 64,
-    # 62 kinds of characters: 43 of them are 256 bits.
-    "OIDC_STATE_SIZE": lambda: 43,
-    "OIDC_NONCE_SIZE": lambda: 43,
-    "OIDC_CREATE_USER": lambda: conf.create_users,
-}
-"""
-What mozilla-django-oidc asks its settings for, answered from ours: a site's own OIDC_* settings
-belong to another login.
-"""
-
-
-def oidc_setting(name: str, *default: Any) -> Any:
-    """
-    Answer mozilla-django-oidc's ``get_settings`` hook. Errors: ImproperlyConfigured for a name we
-    do not know.
-    """
-    if name in OIDC_ANSWERS:
-        return OIDC_ANSWERS[name]()
-    raise ImproperlyConfigured(f"everifin_django has no answer for {name}.")
 
 
 class HiddenClaims(dict[str, Any]):
@@ -91,18 +59,11 @@ class Grant:
     claims: Claims | None = field(repr=False)
 
 
-class EverifinBackend(ModelBackend):
-    """
-    Logs in the user to whom an Everifin identity belongs.
-
-    It runs mozilla-django-oidc's way from claims to a user without being one of its backends. A
-    site may have one of those for another identity provider, and its SessionRefresh would take our
-    sessions for that one's. Their constructor also reads settings, and Django makes every backend
-    for every login: a setting of ours that is wrong must not keep a password from working.
-    """
+class EverifinBackend(ClaimsBackend, ModelBackend):
+    """Logs in the user to whom an Everifin identity belongs."""
 
     path = "everifin_django.backends.EverifinBackend"
-    """How AUTHENTICATION_BACKENDS names the class: the session of who logs in refers to it so."""
+    """The class's name in AUTHENTICATION_BACKENDS, as the sessions it begins refer to it."""
 
     link: LoginLink | None = None
     """The login link that the user was found by; of this one login, as Django makes backends."""
@@ -110,19 +71,20 @@ class EverifinBackend(ModelBackend):
     logs_in_with_everifin = True
     """What tells ``connections.links`` that this site has a login to keep links for."""
 
-    get_settings = staticmethod(oidc_setting)
-    get_or_create_user = OIDCAuthenticationBackend.get_or_create_user
-    update_user = OIDCAuthenticationBackend.update_user
-
-    def __init__(self) -> None:
-        self.UserModel = get_user_model()
-
-    def exchange_code(self, code: Secret, flow: Flow) -> Grant:
+    def exchange_code(
+        self,
+        code: Secret,
+        *,
+        redirect_uri: str,
+        code_verifier: Secret | None,
+        nonce: str,
+        started_at: datetime,
+    ) -> Grant:
         """
-        Return the grant for a login code: tokens, and whose they are.
+        Return the grant for an authorization code: its tokens, and the identity they are for.
 
         One request while the signing keys are cached; without an ID token up to one more. A grant
-        that is not believed is ended at Everifin.
+        whose ID token is not valid is ended at Everifin.
 
         Errors: LoginError, RefusedError, UnavailableError.
         """
@@ -130,16 +92,13 @@ class EverifinBackend(ModelBackend):
         # not even be ended.
         active_key()
         granted = endpoints.exchange_code(
-            code, redirect_uri=flow.redirect_uri, code_verifier=flow.verifier
+            code, redirect_uri=redirect_uri, code_verifier=code_verifier
         )
         try:
             if granted.id is None:
                 return Grant(granted, _identity_without_id_token(granted), None)
             claims = id_token.verify_id_token(
-                granted.id,
-                nonce=flow.nonce,
-                access_token=granted.access,
-                started_at=flow.started_at,
+                granted.id, nonce=nonce, access_token=granted.access, started_at=started_at
             )
         except BaseException:
             revocation.revoke_unused(granted, "login_failed")
@@ -194,16 +153,6 @@ class EverifinBackend(ModelBackend):
         if saved is None:
             revocation.revoke_unused(grant.tokens, "not_connected")
         return user
-
-    def get_userinfo(self, access_token: Any, id_token: Any, payload: Claims) -> Claims:
-        """The verified ID token says enough, so UserInfo is not asked."""
-        return payload
-
-    def verify_claims(self, claims: Claims) -> bool:
-        return True
-
-    def describe_user_by_claims(self, claims: Claims) -> str:
-        return "this Everifin account"
 
     def filter_users_by_claims(self, claims: Claims) -> Any:
         """

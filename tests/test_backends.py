@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 from django.contrib import auth
-from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError
 from django.test import Client, RequestFactory
 from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
-from everifin_django.backends import EverifinBackend, login_backend, oidc_setting
+from everifin_django.backends import EverifinBackend, login_backend
 from everifin_django.connections import grants
 from everifin_django.exceptions import IdentityTakenError
 from everifin_django.models import BankToken
@@ -257,10 +256,6 @@ class TestSettings:
         settings.OIDC_VERIFY_SSL = False
         everifin_connect(client, view="login")
         assert client.session["_auth_user_backend"] == OURS
-
-    def test_a_name_we_do_not_know_has_no_answer(self):
-        with pytest.raises(ImproperlyConfigured, match="OIDC_VERIFY_SSL"):
-            oidc_setting("OIDC_VERIFY_SSL", True)
 
     def test_what_would_go_round_our_checks_is_not_there(self):
         """mozilla-django-oidc's own ways to a token, which verify less."""

@@ -1,5 +1,5 @@
 """
-The auth_view_decorators: begin a login or connection, take it back, log out, disconnect.
+The views: begin a login or connection, take it back, log out, disconnect.
 
 Each reads the request, calls below and redirects. None runs in the transaction of an
 ATOMIC_REQUESTS site: a grant that has been exchanged must not be lost by a rollback.
@@ -7,7 +7,6 @@ ATOMIC_REQUESTS site: a grant that has been exchanged must not be lost by a roll
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any, cast
 
@@ -29,9 +28,8 @@ from django.views.decorators.clickjacking import xframe_options_deny
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic import View
-from mozilla_django_oidc.views import OIDCAuthenticationCallbackView, OIDCAuthenticationRequestView
 
-from everifin_django.backends import EverifinBackend, Grant, login_backend, oidc_setting
+from everifin_django.backends import EverifinBackend, Grant, login_backend
 from everifin_django.conf import conf
 from everifin_django.connections import grants, revocation
 from everifin_django.exceptions import (
@@ -45,6 +43,7 @@ from everifin_django.exceptions import (
 )
 from everifin_django.models import BankToken
 from everifin_django.oauth import endpoints
+from everifin_django.oauth.oidc import authorization_request
 from everifin_django.secret import Secret
 from everifin_django.web import backchannel_logout, login_flow, notices
 from everifin_django.web.login_flow import Flow, FlowKind
@@ -97,11 +96,10 @@ def auth_view(view: type[View]) -> Any:
     return view
 
 
-class StartView(OIDCAuthenticationRequestView):
+class StartView(View):
     """A page with one button on GET; on POST, on to Everifin."""
 
     http_method_names = ["get", "head", "post", "options"]
-    get_settings = staticmethod(oidc_setting)
     kind: FlowKind
 
     def get(self, request: HttpRequest) -> HttpResponse:
@@ -114,29 +112,18 @@ class StartView(OIDCAuthenticationRequestView):
 
     def post(self, request: HttpRequest) -> HttpResponse:
         redirect_uri = login_flow.redirect_uri(request)
-        # mozilla-django-oidc keeps its states in the session under names that belong to the site's
-        # other login, if it has one. So it gets an empty session of its own, and what it left there
-        # becomes our flow. The page to go to is read below, by no other login's settings.
-        scratch: Any = copy.copy(request)
-        scratch.session = {}
-        scratch.GET = QueryDict()
-        scratch.everifin_redirect_uri = redirect_uri
-        response: HttpResponse = super().get(scratch)
-        ((state, record),) = scratch.session["oidc_states"].items()
+        begun = authorization_request(redirect_uri)
         flow = Flow(
             kind=self.kind,
             user_pk=_user_pk(request),
             issuer=conf.issuer,
             redirect_uri=redirect_uri,
             next_url=login_flow.safe_next(request, request.POST.get("next", "")),
-            nonce=record["nonce"],
-            code_verifier=record["code_verifier"],
+            nonce=begun.nonce,
+            code_verifier=begun.code_verifier,
         )
-        login_flow.begin(request, state, flow)
-        return response
-
-    def get_extra_params(self, request: Any) -> dict[str, str]:
-        return {"redirect_uri": request.everifin_redirect_uri}
+        login_flow.begin(request, begun.state, flow)
+        return HttpResponseRedirect(begun.url)
 
 
 @auth_view
@@ -166,14 +153,13 @@ class ConnectView(StartView):
 
 
 @auth_view
-class CallbackView(OIDCAuthenticationCallbackView):
+class CallbackView(View):
     """
     Take a visitor back from Everifin. The answer is a redirect, or a page that says what went
     wrong.
     """
 
     http_method_names = ["get"]
-    get_settings = staticmethod(oidc_setting)
 
     def get(self, request: HttpRequest) -> HttpResponse:
         try:
@@ -211,7 +197,13 @@ class CallbackView(OIDCAuthenticationCallbackView):
     def _exchange_code(self, request: HttpRequest, flow: Flow, code: Secret) -> HttpResponse:
         backend = _login_backend() if flow.kind == FlowKind.LOGIN else EverifinBackend()
         try:
-            grant = backend.exchange_code(code, flow)
+            grant = backend.exchange_code(
+                code,
+                redirect_uri=flow.redirect_uri,
+                code_verifier=flow.verifier,
+                nonce=flow.nonce,
+                started_at=flow.started_at,
+            )
         except (UnavailableError, RefusedError) as error:
             return self._not_exchanged(request, flow, error)
         try:
