@@ -1,71 +1,85 @@
 """
-Mark views that need Everifin.
+The decorator for views that need Everifin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
-from typing import Any, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
-from django.http import HttpRequest
 
 __all__ = ["everifin_required"]
 
-MARK = "everifin_scopes"
+P = ParamSpec("P")
+R = TypeVar("R")
 
-View = Callable[..., Any]
-
-
-@overload
-def everifin_required(view: View) -> View: ...
+SCOPES_ATTRIBUTE = "everifin_scopes"
 
 
 @overload
-def everifin_required(*, scopes: Iterable[str] = ()) -> Callable[[View], View]: ...
+def everifin_required(view: Callable[P, R]) -> Callable[P, R]: ...
+
+
+@overload
+def everifin_required(
+    *, scopes: Iterable[str] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
 def everifin_required(
-    view: View | None = None, *, scopes: Iterable[str] = ()
-) -> View | Callable[[View], View]:
+    view: Callable[..., Any] | None = None, *, scopes: Iterable[str] = ()
+) -> Callable[..., Any]:
     """
-    Mark a view: it runs with an access token that is fresh and covers *scopes*, or not at all.
+    Decorate a view: it runs with a fresh access token that covers *scopes*, or not at all.
 
-    The middleware sees the mark and refreshes before the view's transaction begins. Who is not
-    connected is sent to connect and comes back; ``fetch`` gets 401 with the address, htmx
-    ``HX-Redirect``. While Everifin is down the answer is 503. Works on sync and async views, with
-    or without parentheses. Costs one query and one decryption while the token is fresh.
+    The middleware finds the decorated view and refreshes the token before the view's transaction
+    begins. A user without a connection is redirected to the connect page and back; ``fetch`` gets
+    401 with the page's URL, htmx ``HX-Redirect``. While Everifin is down the answer is 503. Works
+    on sync and async views, with or without parentheses, and on methods by Django's
+    ``method_decorator``. Costs one query and one decryption while the token is fresh.
     """
     needed = frozenset([scopes] if isinstance(scopes, str) else scopes)
 
-    def mark(view: View) -> View:
-        if iscoroutinefunction(view):
-
-            @wraps(view)
-            async def awrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-                await sync_to_async(_require)(request, needed)
-                return await view(request, *args, **kwargs)
-
-            wrapper: View = awrapper
-        else:
-
-            @wraps(view)
-            def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-                _require(request, needed)
-                return view(request, *args, **kwargs)
-
-        setattr(wrapper, MARK, needed)
+    def decorate(view: Callable[P, R]) -> Callable[P, R]:
+        wrap: Any = _wrap_async if iscoroutinefunction(view) else _wrap
+        wrapper: Callable[P, R] = wrap(view, needed)
+        setattr(wrapper, SCOPES_ATTRIBUTE, needed)
         return wrapper
 
-    return mark if view is None else mark(view)
+    return decorate if view is None else decorate(view)
 
 
-def requirement_of(view: View) -> frozenset[str] | None:
-    """Return the scopes a marked view needs, None for a view without the mark."""
-    return getattr(view, MARK, None)
+def required_scopes(view: Callable[..., Any]) -> frozenset[str] | None:
+    """Return the scopes that a decorated view needs, None for a view that is not decorated."""
+    return getattr(view, SCOPES_ATTRIBUTE, None)
+
+
+def _wrap(view: Callable[P, R], needed: frozenset[str]) -> Callable[P, R]:
+    @wraps(view)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        _require(_request_of(args, kwargs), needed)
+        return view(*args, **kwargs)
+
+    return wrapper
+
+
+def _wrap_async(
+    view: Callable[P, Awaitable[R]], needed: frozenset[str]
+) -> Callable[P, Awaitable[R]]:
+    @wraps(view)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        await sync_to_async(_require)(_request_of(args, kwargs), needed)
+        return await view(*args, **kwargs)
+
+    return wrapper
+
+
+def _request_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else kwargs["request"]
 
 
 def _require(request: Any, scopes: frozenset[str]) -> None:
-    # The middleware has done it already, unless a decorator without ``wraps`` hid the mark from it.
+    # Done by the middleware already, unless a decorator without ``wraps`` hid the view from it.
     request.everifin.ensure_token(scopes)

@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.functional import SimpleLazyObject
 
 from everifin_django.conf import conf
-from everifin_django.decorators import requirement_of
+from everifin_django.decorators import required_scopes
 from everifin_django.exceptions import EverifinError
 
 __all__ = ["EverifinMiddleware"]
@@ -58,17 +58,17 @@ class EverifinMiddleware:
     def _process_view(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> HttpResponse | None:
-        return _prepare(request, requirement_of(view)) if self._is_wanted(view) else None
+        return _prepare(request, required_scopes(view)) if self._is_wanted(view) else None
 
     async def _aprocess_view(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> HttpResponse | None:
         if not self._is_wanted(view):
             return None
-        return await sync_to_async(_prepare)(request, requirement_of(view))
+        return await sync_to_async(_prepare)(request, required_scopes(view))
 
     def _is_wanted(self, view: Callable[..., Any]) -> bool:
-        return self.prepares_every_view or requirement_of(view) is not None
+        return self.prepares_every_view or required_scopes(view) is not None
 
 
 def end_user_address(request: HttpRequest) -> str | None:

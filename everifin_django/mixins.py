@@ -1,5 +1,5 @@
 """
-Mark class-based views that need Everifin.
+The mixin for class-based views that need Everifin.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ class EverifinRequiredMixin:
     ``everifin_scopes``.
     """
 
+    # An EverifinRequest. Type checkers let no mixin narrow the type of an attribute of View.
+    request: Any
     everifin_scopes: Iterable[str] = ()
 
     @classmethod
     def as_view(cls, **initkwargs: Any) -> Callable[..., Any]:
         scopes = initkwargs.get("everifin_scopes", cls.everifin_scopes)
-        view = super().as_view(**initkwargs)  # type: ignore[misc]  # the view class stands behind this one
+        view = super().as_view(**initkwargs)  # type: ignore[misc]  # the view class comes after this one
         return everifin_required(scopes=scopes)(view)

@@ -30,6 +30,7 @@ from everifin_django.exceptions import (
     PaymentRejectedError,
     PaymentUncertainError,
 )
+from everifin_django.request import EverifinRequest
 from example_project.forms import PaymentForm
 
 DRAFT = "payment_draft"
@@ -45,7 +46,7 @@ UNCERTAIN = (
 @require_http_methods(["GET", "HEAD", "POST"])
 @transaction.non_atomic_requests
 @everifin_required(scopes={"ais", "pis"})
-def pay(request: Any) -> HttpResponse:
+def pay(request: EverifinRequest) -> HttpResponse:
     """Fill in whom to pay, and how much."""
     accounts = list(request.everifin.accounts())
     form = PaymentForm(request.POST or None, accounts=accounts, label_suffix="")
@@ -60,7 +61,7 @@ def pay(request: Any) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 @transaction.non_atomic_requests
 @everifin_required(scopes={"pis"})
-def confirm(request: Any) -> HttpResponse:
+def confirm(request: EverifinRequest) -> HttpResponse:
     """Look at it once more. Only what is shown here is paid, and only once."""
     if request.method == "POST":
         draft = _take_draft(request)
@@ -75,7 +76,7 @@ def confirm(request: Any) -> HttpResponse:
 @require_safe
 @transaction.non_atomic_requests
 @everifin_required(scopes={"pis"})
-def back(request: Any) -> HttpResponse:
+def back(request: EverifinRequest) -> HttpResponse:
     """The user is back from the bank."""
     return _go_on(request, request.GET.dict())
 
@@ -84,7 +85,7 @@ def back(request: Any) -> HttpResponse:
 @require_POST
 @transaction.non_atomic_requests
 @everifin_required(scopes={"pis"})
-def go_on(request: Any) -> HttpResponse:
+def go_on(request: EverifinRequest) -> HttpResponse:
     """The user did what the bank asked for."""
     asked = {one.name for one in _inputs(request)}
     return _go_on(request, {name: request.POST.get(name, "") for name in asked})
@@ -94,7 +95,7 @@ def go_on(request: Any) -> HttpResponse:
 @require_safe
 @transaction.non_atomic_requests
 @everifin_required(scopes={"pis"})
-def state(request: Any) -> HttpResponse:
+def state(request: EverifinRequest) -> HttpResponse:
     """How the payment is, and what is to be done."""
     mine = request.session.get(PAYMENT)
     if mine is None:
@@ -122,22 +123,23 @@ def _payment(request: HttpRequest, draft: dict[str, Any]) -> SinglePayment:
     )
 
 
-def _take_draft(request: Any) -> dict[str, Any] | None:
+def _take_draft(request: HttpRequest) -> dict[str, Any] | None:
     """
     What the user confirmed, once: of two clicks at the same time the later one finds nothing.
 
     The session was read when the request began, so it is read anew while the user's row is locked.
     """
     request.session.pop(DRAFT, None)
+    user_pk: Any = request.user.pk
     with transaction.atomic():
-        get_user_model().objects.select_for_update().get(pk=request.user.pk)
+        get_user_model().objects.select_for_update().get(pk=user_pk)
         now = type(request.session)(request.session.session_key)
         draft: dict[str, Any] | None = now.pop(DRAFT, None)
         now.save()
     return draft
 
 
-def _begin(request: Any, draft: dict[str, Any]) -> HttpResponse:
+def _begin(request: EverifinRequest, draft: dict[str, Any]) -> HttpResponse:
     mine = {"id": "", "external": draft["external_id"]}
     request.session[PAYMENT] = mine
     request.session.pop(STEP, None)
@@ -153,7 +155,7 @@ def _begin(request: Any, draft: dict[str, Any]) -> HttpResponse:
     return _go_on(request, {})
 
 
-def _go_on(request: Any, inputs: dict[str, str]) -> HttpResponse:
+def _go_on(request: EverifinRequest, inputs: dict[str, str]) -> HttpResponse:
     mine = request.session.get(PAYMENT)
     if not mine or not mine["id"]:
         return redirect("payment")

@@ -20,6 +20,7 @@ from django.views.decorators.http import require_safe
 
 from everifin_django.decorators import everifin_required
 from everifin_django.exceptions import InvalidRequestError, NotFoundError
+from everifin_django.request import EverifinRequest
 from example_project.chart import by_month
 from example_project.forms import TransactionFilter, at_first
 
@@ -38,7 +39,7 @@ def home(request: HttpRequest) -> HttpResponse:
 @require_safe
 @transaction.non_atomic_requests
 @everifin_required(scopes={"ais"})
-def accounts(request: Any) -> HttpResponse:
+def accounts(request: EverifinRequest) -> HttpResponse:
     """Each account the user chose to show, with its balance."""
     return render(request, "site/accounts.html", {"accounts": list(request.everifin.accounts())})
 
@@ -47,7 +48,7 @@ def accounts(request: Any) -> HttpResponse:
 @require_safe
 @transaction.non_atomic_requests
 @everifin_required(scopes={"ais"})
-def account(request: Any, account_id: str) -> HttpResponse:
+def account(request: EverifinRequest, account_id: str) -> HttpResponse:
     """What went in and out of one account, newest first, with a picture."""
     filled_in = request.GET.dict() or at_first()
     form = TransactionFilter(filled_in, label_suffix="")
@@ -69,7 +70,7 @@ def account(request: Any, account_id: str) -> HttpResponse:
     return render(request, "site/account.html", context)
 
 
-def _transactions(request: Any, account_id: str, form: TransactionFilter) -> list[Any]:
+def _transactions(request: EverifinRequest, account_id: str, form: TransactionFilter) -> list[Any]:
     if not form.is_valid():
         return []
     found = request.everifin.transactions(account_id, **form.filters(), page_size=ROWS_PER_CALL)

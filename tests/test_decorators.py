@@ -5,7 +5,7 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 from django.views.decorators.csrf import csrf_exempt
 
-from everifin_django.decorators import everifin_required, requirement_of
+from everifin_django.decorators import everifin_required, required_scopes
 from everifin_django.models import BankToken
 
 CONNECT = "/everifin/connect/"
@@ -23,16 +23,16 @@ async def aview(request, *args):
 class TestMark:
     @pytest.mark.parametrize("one", [view, aview])
     def test_it_stands_with_and_without_parentheses(self, one):
-        assert requirement_of(everifin_required(one)) == frozenset()
-        assert requirement_of(everifin_required()(one)) == frozenset()
-        assert requirement_of(one) is None
+        assert required_scopes(everifin_required(one)) == frozenset()
+        assert required_scopes(everifin_required()(one)) == frozenset()
+        assert required_scopes(one) is None
 
     @pytest.mark.parametrize("scopes", ["ais", ["ais"], {"ais"}, ("ais", "ais")])
     def test_scopes_come_in_any_shape(self, scopes):
-        assert requirement_of(everifin_required(scopes=scopes)(view)) == frozenset({"ais"})
+        assert required_scopes(everifin_required(scopes=scopes)(view)) == frozenset({"ais"})
 
     def test_it_shows_through_decorators_that_wrap(self):
-        assert requirement_of(csrf_exempt(everifin_required(view))) == frozenset()
+        assert required_scopes(csrf_exempt(everifin_required(view))) == frozenset()
 
     def test_the_view_keeps_its_name(self):
         assert everifin_required(view).__doc__ == "A view."

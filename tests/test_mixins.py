@@ -5,7 +5,7 @@ from asgiref.sync import async_to_sync
 from django.test import AsyncClient
 from django.views import View
 
-from everifin_django.decorators import requirement_of
+from everifin_django.decorators import required_scopes
 from everifin_django.mixins import EverifinRequiredMixin
 from tests.views import Accounts, AsyncAccounts
 
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.django_db
 
 
 def test_scopes_stand_on_the_class_or_in_the_url():
-    assert requirement_of(Accounts.as_view()) == frozenset({"ais"})
-    assert requirement_of(Accounts.as_view(everifin_scopes="pis")) == frozenset({"pis"})
-    assert requirement_of(AsyncAccounts.as_view()) == frozenset()
+    assert required_scopes(Accounts.as_view()) == frozenset({"ais"})
+    assert required_scopes(Accounts.as_view(everifin_scopes="pis")) == frozenset({"pis"})
+    assert required_scopes(AsyncAccounts.as_view()) == frozenset()
 
 
 def test_the_view_is_the_class_it_was():
@@ -34,7 +34,7 @@ def test_another_mixin_may_stand_behind():
     class Both(EverifinRequiredMixin, Counting):
         pass
 
-    assert requirement_of(Both.as_view()) == frozenset()
+    assert required_scopes(Both.as_view()) == frozenset()
     assert Counting.made == 1
 
 
