@@ -28,7 +28,7 @@ from django.urls import clear_url_caches, include, path
 from django.utils.module_loading import import_string
 
 from everifin_django.bank.payments import SinglePayment
-from everifin_django.decorators import requirement_of
+from everifin_django.decorators import required_scopes
 from everifin_django.middleware import EverifinMiddleware
 from everifin_django.mixins import EverifinRequiredMixin
 from everifin_django.models import BankToken
@@ -227,7 +227,7 @@ class Played:
 def as_view(one: Any) -> Any:
     if isinstance(one, type) and issubclass(one, EverifinRequiredMixin):
         return one.as_view() if hasattr(one, "dispatch") else None
-    is_view = inspect.isfunction(one) and requirement_of(one) is not None
+    is_view = inspect.isfunction(one) and required_scopes(one) is not None
     return one if is_view else None
 
 

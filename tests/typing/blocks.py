@@ -23,12 +23,10 @@ from django.utils import timezone
 from everifin_django.backends import EverifinBackend
 from everifin_django.decorators import everifin_required
 from everifin_django.request import EverifinRequest
-from everifin_django.testing.factories import BankTokenFactory
-from everifin_django.testing.fake import FakeEverifin
 """
 """What a block takes for granted, because its page has imported it before."""
 
-TYPES = {"request": "EverifinRequest", "client": "Client", "everifin": "FakeEverifin"}
+TYPES = {"request": "EverifinRequest", "client": "Client"}
 """The types of arguments that a page leaves unannotated."""
 
 
