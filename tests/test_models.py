@@ -125,7 +125,7 @@ def test_the_database_clock_is_utc_and_close_to_ours():
     said: Any = BankToken.objects.annotate(at=DatabaseNow(), later=in_database_seconds(30)).get(
         pk=row.pk
     )
-    assert abs(said.at - timezone.now()) < timedelta(seconds=5)
+    assert abs(said.at - timezone.now()) < timedelta(minutes=1)
     assert timedelta(seconds=29) < said.later - said.at < timedelta(seconds=31)
 
 
