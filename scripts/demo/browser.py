@@ -79,7 +79,7 @@ class Page:
         return f"{self.path} ({self.status}, {self.heading!r})"
 
 
-BUTTONS = "form button, form input[type=submit]"
+BUTTONS = "form button:not([type=button], [type=reset]), form input[type=submit]"
 
 
 def words(element: Tag) -> str:
