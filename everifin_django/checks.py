@@ -1,9 +1,10 @@
 """
-What is missing or unsafe, said at ``manage.py check``: one small function a concern, each with a
-hint that says what to write.
+What ``manage.py check`` says: one small function for each concern, one id for each complaint, so
+that a site can silence one alone, and a hint that says what to write.
 
 No check asks the network; one asks the database, and only when it is told which:
-``check --deploy --database default``. Ids are never used again for something else.
+``check --deploy --database default``. An id is never used again for something else; RETIRED_IDS
+lists those that are no longer used.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 from django.utils.module_loading import import_string
 
-from everifin_django.conf import DEFAULT_KEY_PROVIDER, SETTING_NAMES, conf, is_plain_loopback
+from everifin_django.conf import DEFAULT_KEY_PROVIDER, SETTINGS, conf, is_plain_loopback
 from everifin_django.connections.key_rotation import UNREADABLE, keys_in_use
 from everifin_django.encryption import KEY_BYTES, Key, is_known, parse_key, parse_keys
 from everifin_django.exceptions import KeysUnavailableError
@@ -31,28 +32,25 @@ MIDDLEWARE = "everifin_django.middleware.EverifinMiddleware"
 BACKEND = "everifin_django.backends.EverifinBackend"
 AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 SIGNED_COOKIES = "django.contrib.sessions.backends.signed_cookies"
-PROVIDER_HINT = "README's section on security shows one. Without it, the keys are in the settings."
 SANDBOX_CLIENT_SECRET = "everifin-sandbox-secret"  # noqa: S105 - it guards nothing
 """What ``manage.py everifin_sandbox`` prints to paste, so everybody knows it."""
-ADDRESSES = (
-    "EVERIFIN_IDP_URL",
-    "EVERIFIN_API_URL",
-    "EVERIFIN_ISSUER",
-    "EVERIFIN_REDIRECT_URI",
-    "EVERIFIN_POST_LOGOUT_REDIRECT_URI",
-)
+REFERENCE = "docs/reference/settings.md"
+RETIRED_IDS = frozenset({"E007", "E008", "E016", "E018", "E022"})
+"""Each of these stood for several complaints."""
+
+PLAIN_HTTP_IDS = {
+    "EVERIFIN_IDP_URL": "E045",
+    "EVERIFIN_API_URL": "E046",
+    "EVERIFIN_ISSUER": "E047",
+    "EVERIFIN_REDIRECT_URI": "E048",
+    "EVERIFIN_POST_LOGOUT_REDIRECT_URI": "E049",
+}
 
 
 def register() -> None:
     for check in (
-        check_client,
+        check_settings,
         check_keys,
-        check_urls,
-        check_seconds,
-        check_choices,
-        check_values,
-        check_api_paths,
-        check_api_fields,
         check_middleware,
         check_sessions,
         check_login,
@@ -63,44 +61,35 @@ def register() -> None:
     checks.register(check_stored_keys, checks.Tags.database, deploy=True)
 
 
-def check_client(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    hint = (
-        "Everifin gives you a client id and secret when it registers your site. "
-        "Without a contract yet, `manage.py everifin_sandbox` prints a pair to paste."
-    )
-    return [
-        *_errors_of("EVERIFIN_CLIENT_ID", id="E001", hint=hint),
-        *_errors_of("EVERIFIN_CLIENT_SECRET", id="E002", hint=hint),
-    ]
+def check_settings(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    is_from_settings = _value_of("EVERIFIN_KEY_PROVIDER") in {None, DEFAULT_KEY_PROVIDER}
+    unused = set() if is_from_settings else {"EVERIFIN_ENCRYPTION_KEYS"}
+    return [error for name in SETTINGS if name not in unused for error in _errors_of(name)]
 
 
 def check_keys(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    if errors := _errors_of("EVERIFIN_KEY_PROVIDER", id="E019", hint=PROVIDER_HINT):
-        return errors
-    if conf.key_provider != DEFAULT_KEY_PROVIDER:
-        return list(_errors_of_provider())
-    hint = (
-        "Put a key that `manage.py everifin_new_key` prints in front of the list, "
-        "and keep it as secret as SECRET_KEY."
-    )
-    if errors := _errors_of("EVERIFIN_ENCRYPTION_KEYS", id="E003", hint=hint):
-        return errors
+    provider = _value_of("EVERIFIN_KEY_PROVIDER")
+    if provider != DEFAULT_KEY_PROVIDER:
+        return list(_errors_of_provider(provider)) if provider else []
+    hint = SETTINGS["EVERIFIN_ENCRYPTION_KEYS"].hint
     keys, errors = [], []
-    for text in conf.encryption_keys:
+    for text in _value_of("EVERIFIN_ENCRYPTION_KEYS") or ():
         try:
             keys.append(parse_key(text))
         except ImproperlyConfigured as error:
             errors.append(_error(str(error), id="E004", hint=hint))
-    return errors or [*_errors_of_ids(), *_errors_of_origin(keys)]
+    if errors or not keys:
+        return errors
+    return [*_errors_of_ids(), *_errors_of_origin(keys)]
 
 
-def _errors_of_provider() -> Iterable[CheckMessage]:
-    provider = _load(conf.key_provider)
+def _errors_of_provider(path: str) -> Iterable[CheckMessage]:
+    provider = _load(path)
     if not all(callable(getattr(provider, name, None)) for name in ("active", "get")):
         yield _error(
             "EVERIFIN_KEY_PROVIDER does not lead to a class with active() and get().",
-            id="E019",
-            hint=PROVIDER_HINT,
+            id="E044",
+            hint=SETTINGS["EVERIFIN_KEY_PROVIDER"].hint,
         )
 
 
@@ -121,32 +110,6 @@ def _errors_of_origin(keys: Iterable[Key]) -> Iterable[CheckMessage]:
                 hint="Who learns one of the two must not have the other. Put a key that "
                 "`manage.py everifin_new_key` prints in front of the list.",
             )
-
-
-def check_urls(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    hint = "Tokens and login codes travel there. Plain http is for the sandbox on this machine."
-    return [error for name in ADDRESSES for error in _errors_of(name, id="E007", hint=hint)]
-
-
-def check_seconds(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    names = (
-        "EVERIFIN_CONNECT_TIMEOUT_SECONDS",
-        "EVERIFIN_DEADLINE_SECONDS",
-        "EVERIFIN_REFRESH_MARGIN_SECONDS",
-    )
-    hint = "README names a default that suits most."
-    return [error for name in names for error in _errors_of(name, id="E008", hint=hint)]
-
-
-def check_choices(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    default = "README names a default that suits most."
-    proxies = "Count the reverse proxies of yours that append to X-Forwarded-For."
-    return [
-        *_errors_of("EVERIFIN_CLIENT_AUTH", id="E009", hint="Everifin documents body."),
-        *_errors_of("EVERIFIN_TRUSTED_PROXIES", id="E010", hint=proxies),
-        *_errors_of("EVERIFIN_MAX_TRIES", id="E022", hint=default),
-        *_errors_of("EVERIFIN_POOL_SIZE", id="E022", hint=default),
-    ]
 
 
 def check_middleware(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -198,7 +161,8 @@ def check_sessions(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def check_login(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     is_login = any(_is_kind_of(_load(name), BACKEND) for name in settings.AUTHENTICATION_BACKENDS)
-    if not is_login or _complaint("EVERIFIN_SCOPES") or "openid" in conf.scopes.split():
+    scopes = _value_of("EVERIFIN_SCOPES")
+    if not is_login or scopes is None or "openid" in scopes.split():
         return []
     return [
         _error(
@@ -211,38 +175,6 @@ def check_login(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     ]
 
 
-def check_api_paths(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    hint = "Name only the paths that differ from README's."
-    return _errors_of("EVERIFIN_API_PATHS", id="E017", hint=hint)
-
-
-def check_api_fields(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    hint = (
-        "Name only the fields that differ from everifin_django.api_names.DEFAULT_API_FIELDS, "
-        'such as {"transaction": {"counterparty_name": "partnerName"}}.'
-    )
-    return _errors_of("EVERIFIN_API_FIELDS", id="E021", hint=hint)
-
-
-def check_values(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    names = (
-        "EVERIFIN_REALM",
-        "EVERIFIN_SCOPES",
-        "EVERIFIN_USE_PKCE",
-        "EVERIFIN_REQUIRE_ISS",
-        "EVERIFIN_CREATE_USERS",
-        "EVERIFIN_CONNECT_ALLOWS_LOGIN",
-        "EVERIFIN_RETENTION_DAYS",
-        "EVERIFIN_REFRESH_EVERY_VIEW",
-        "EVERIFIN_LEGACY_LOGOUT",
-        "EVERIFIN_BACKCHANNEL_LOGOUT",
-        "EVERIFIN_CA_BUNDLE",
-        "EVERIFIN_PROXIES",
-    )
-    hint = "README names type and default. What comes from the environment is a text at first."
-    return [error for name in names for error in _errors_of(name, id="E018", hint=hint)]
-
-
 def check_names(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return [
         checks.Warning(
@@ -251,20 +183,20 @@ def check_names(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             id="everifin_django.W001",
         )
         for name in sorted(dir(settings))
-        if name.startswith("EVERIFIN_") and name not in SETTING_NAMES
+        if name.startswith("EVERIFIN_") and name not in SETTINGS
     ]
 
 
 def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     messages: list[CheckMessage] = [
         _error(
-            f"{name} is a plain http address on this machine: the sandbox, "
+            f"{name} is a plain http URL on this machine: the sandbox, "
             "or a service nobody else can reach.",
-            id="E016",
-            hint="Set it to an https address.",
+            id=check_id,
+            hint="Set it to an https URL.",
         )
-        for name in ADDRESSES
-        if is_plain_loopback(str(getattr(settings, name, "")))
+        for name, check_id in PLAIN_HTTP_IDS.items()
+        if is_plain_loopback(str(_value_of(name)))
     ]
     if getattr(settings, "EVERIFIN_CLIENT_SECRET", None) == SANDBOX_CLIENT_SECRET:
         messages.append(
@@ -274,19 +206,19 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
                 hint="Set it to the secret that Everifin gave you.",
             )
         )
-    if not _complaint("EVERIFIN_REDIRECT_URI") and conf.redirect_uri is None:
+    if not _errors_of("EVERIFIN_REDIRECT_URI") and conf.redirect_uri is None:
         messages.append(
             checks.Warning(
-                "EVERIFIN_REDIRECT_URI is not set, so the address that Everifin sends users back "
-                "to is taken from the request.",
-                hint="Set it to the address of this site's callback, as you gave it to Everifin.",
+                "EVERIFIN_REDIRECT_URI is not set, so the URL that Everifin sends users back "
+                "to is built from the request.",
+                hint="Set it to the URL of this site's callback, as you gave it to Everifin.",
                 id="everifin_django.W002",
             )
         )
-    if not _complaint("EVERIFIN_USE_PKCE") and not conf.use_pkce:
+    if _value_of("EVERIFIN_USE_PKCE") is False:
         messages.append(
             checks.Warning(
-                "EVERIFIN_USE_PKCE is False: a login code that is stolen could be used by others.",
+                "EVERIFIN_USE_PKCE is False: others could use a stolen authorization code.",
                 hint="Set it to True, and ask Everifin to demand PKCE of your site.",
                 id="everifin_django.W005",
             )
@@ -294,7 +226,7 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     if not settings.SESSION_COOKIE_SECURE:
         messages.append(
             checks.Warning(
-                "SESSION_COOKIE_SECURE is not set: the session that holds a login under way can "
+                "SESSION_COOKIE_SECURE is not set: the session cookie, and a login with it, can "
                 "travel in clear text.",
                 hint="Set SESSION_COOKIE_SECURE = True.",
                 id="everifin_django.W003",
@@ -342,18 +274,25 @@ def _error(message: str, *, id: str, hint: str) -> CheckMessage:  # noqa: A002 -
     return checks.Error(message, hint=hint, id=f"everifin_django.{id}")
 
 
-def _errors_of(name: str, *, id: str, hint: str) -> list[CheckMessage]:  # noqa: A002 - as above
-    complaint = _complaint(name)
-    return [_error(complaint, id=id, hint=hint)] if complaint else []
-
-
-def _complaint(name: str) -> str | None:
-    """What ``conf`` has against the setting *name*; None also for what it has against another."""
+def _errors_of(name: str) -> list[CheckMessage]:
+    """What the setting *name* alone has wrong."""
     try:
-        getattr(conf, name.removeprefix("EVERIFIN_").lower())
+        SETTINGS[name].read()
     except ImproperlyConfigured as error:
-        return str(error) if str(error).startswith(name) else None
-    return None
+        return [_error(str(error), id=SETTINGS[name].check_id, hint=_hint_of(name))]
+    return []
+
+
+def _hint_of(name: str) -> str:
+    return f"{SETTINGS[name].hint} See {REFERENCE}#{name.lower()}."
+
+
+def _value_of(name: str) -> Any:
+    """Return the value that the setting *name* alone gives; None if it is wrong."""
+    try:
+        return SETTINGS[name].read()
+    except ImproperlyConfigured:
+        return None
 
 
 def _derived_from_secret_key() -> set[bytes]:
@@ -382,5 +321,5 @@ def _is_kind_of(one: Any, name: str) -> bool:
 
 
 def _suggest(name: str) -> str:
-    close = get_close_matches(name, SETTING_NAMES, n=1)
-    return f"Did you mean {close[0]}?" if close else "README lists the settings."
+    close = get_close_matches(name, SETTINGS, n=1)
+    return f"Did you mean {close[0]}?" if close else f"{REFERENCE} lists the settings."

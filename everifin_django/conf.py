@@ -1,19 +1,20 @@
 """
-Every setting, one typed property each, read at the moment of use.
+Every setting, declared once: name, type, default, bounds, check id, hint and meaning.
 
-Nothing is cached, so ``override_settings`` works and a changed setting counts at once. A value of
-the wrong kind is ``ImproperlyConfigured``, whose message names the setting and never shows the
-value. README lists each with type, default and meaning; a name beginning ``EVERIFIN_`` that is not
-here earns a warning from the system checks.
+Settings are read at the moment of use and nothing is cached, so ``override_settings`` works and a
+changed setting counts at once. A wrong value is ``ImproperlyConfigured``: the message names the
+setting, and neither message nor traceback holds the value. The system checks, the settings
+reference (docs/reference/settings.md) and the example's environment variables follow from the same
+declarations.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, overload
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -24,17 +25,26 @@ from everifin_django.api_names import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
 T = TypeVar("T")
 
 DEFAULT_KEY_PROVIDER = "everifin_django.encryption.SettingsKeys"
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 MAX_SECONDS = 60
 """The upper bound of every timeout, so that no setting can hold a worker for minutes."""
 
-MAX_DAYS = 366
-MAX_PROXIES = 10
-MAX_TRIES = 10
-MAX_POOL = 1000
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
-CLIENT_AUTH_METHODS = ("client_secret_post", "client_secret_basic")
+MAX_URL = 2000
+MAX_NAME = 255
+MAX_SECRET = 2000
+MAX_ENTRIES = 100
+
 REALM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,254}")
+SCOPES = re.compile(r" *[!#-\[\]-~]+(?: +[!#-\[\]-~]+)* *")
+"""Source: RFC 6749, section 3.3."""
+
+DOTTED_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+URL = re.compile(r"[A-Za-z0-9._~:/?\[\]!$&'()*+,;=%-]+")
+"""The characters of a URL (RFC 3986) without user name and fragment."""
+
+SHOWN_NAME = re.compile(r"[A-Za-z_]{1,40}")
+"""A name in a mapping that is safe to show: no secret looks like this."""
 
 
 def is_secure(url: str) -> bool:
@@ -49,7 +59,7 @@ def is_plain_loopback(url: str) -> bool:
 
 
 def _scheme_and_host(url: str) -> tuple[str, str]:
-    """Both empty if *url* is none, or names no host."""
+    """Both are empty if *url* is invalid or names no host."""
     try:
         parts = urlsplit(url)
         is_whole = bool(parts.hostname) and parts.port != 0
@@ -58,313 +68,272 @@ def _scheme_and_host(url: str) -> tuple[str, str]:
     return (parts.scheme, parts.hostname or "") if is_whole else ("", "")
 
 
-class Conf:
-    # The three a site must give.
+class _WrongValueError(ValueError):
+    """The rest of a sentence that begins with the setting's name. It never shows the value."""
 
-    @property
-    def client_id(self) -> str:
-        return self._from_everifin("EVERIFIN_CLIENT_ID")
 
-    @property
-    def client_secret(self) -> str:
-        return self._from_everifin("EVERIFIN_CLIENT_SECRET")
+class Setting(Generic[T]):
+    """
+    One setting: a descriptor that reads it from Django's settings and holds it to its bounds.
 
-    @property
-    def encryption_keys(self) -> Sequence[str]:
-        """Newest first; what each spells is read by ``crypto``."""
-        unset: Sequence[str] = ()
-        return self._read(
-            "EVERIFIN_ENCRYPTION_KEYS",
-            unset,
-            lambda keys: isinstance(keys, list | tuple) and keys,
-            "must be a list of keys, newest first. `manage.py everifin_new_key` prints one.",
+    ``kind`` and ``bounds`` describe the value, ``meaning`` is the sentence of the reference and
+    ``hint`` the one of the check ``check_id``.
+
+    Errors: ImproperlyConfigured if the value is wrong.
+    """
+
+    kind = "str"
+    bounds = ""
+    hint = "The default suits most sites."
+
+    def __init__(
+        self,
+        *,
+        default: T,
+        check_id: str,
+        meaning: str,
+        bounds: str = "",
+        hint: str = "",
+        default_shown: str = "",
+    ) -> None:
+        self.default = default
+        self.check_id = check_id
+        self.meaning = meaning
+        self.bounds = bounds or self.bounds
+        self.hint = hint or self.hint
+        self.default_shown = default_shown or f"`{default!r}`"
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self.name = f"EVERIFIN_{attribute.upper()}"
+
+    @overload
+    def __get__(self, conf: None, owner: type) -> Setting[T]: ...
+    @overload
+    def __get__(self, conf: Conf, owner: type) -> T: ...
+    def __get__(self, conf: Conf | None, owner: type) -> Setting[T] | T:
+        return self if conf is None else self.get(conf)
+
+    def get(self, conf: Conf) -> T:
+        """Return the value; a setting that follows from others asks *conf* for them."""
+        return self.read()
+
+    def read(self) -> T:
+        """Return the value that this setting alone gives."""
+        try:
+            return self._clean_anything(getattr(settings, self.name, self.default))
+        except _WrongValueError as error:
+            complaint = str(error)
+        # Raised out here, the error brings no frame along that holds the value.
+        raise ImproperlyConfigured(f"{self.name} {complaint}")
+
+    def _clean_anything(self, value: Any) -> T:
+        try:
+            return self.clean(value)
+        except _WrongValueError:
+            raise
+        except Exception:  # noqa: BLE001 - the value's own methods may raise anything
+            raise self.refusal() from None
+
+    def clean(self, value: Any) -> T:
+        if not self.is_valid(value):
+            raise self.refusal()
+        return cast("T", value)
+
+    def is_valid(self, value: Any) -> object:
+        raise NotImplementedError
+
+    def refusal(self) -> _WrongValueError:
+        return _WrongValueError(f"must be {self.bounds}.")
+
+
+class Flag(Setting[bool]):
+    kind = "bool"
+    bounds = "True or False"
+    hint = "Write True or False. A value from the environment is a string, and must be converted."
+
+    def is_valid(self, value: Any) -> object:
+        return isinstance(value, bool)
+
+
+class WholeNumber(Setting[int]):
+    kind = "int"
+
+    def __init__(self, *, least: int, most: int, **columns: Any) -> None:
+        super().__init__(bounds=f"a whole number from {least} to {most}", **columns)
+        self.least, self.most = least, most
+
+    def is_valid(self, value: Any) -> object:
+        return type(value) is int and self.least <= value <= self.most
+
+
+class Seconds(Setting[float]):
+    kind = "number"
+
+    def __init__(self, *, most: int = MAX_SECONDS, **columns: Any) -> None:
+        bounds = f"a number of seconds above 0 and at most {most}"
+        super().__init__(bounds=bounds, **columns)
+        self.most = most
+
+    def is_valid(self, value: Any) -> object:
+        return type(value) in (int, float) and 0 < value <= self.most
+
+
+class Choice(Setting[str]):
+    def __init__(self, *, choices: Sequence[str], **columns: Any) -> None:
+        bounds = " or ".join(f'"{choice}"' for choice in choices)
+        super().__init__(bounds=bounds, **columns)
+        self.choices = choices
+
+    def is_valid(self, value: Any) -> object:
+        return isinstance(value, str) and value in self.choices
+
+
+class Pattern(Setting[str]):
+    def __init__(self, *, pattern: re.Pattern[str], most: int = MAX_NAME, **columns: Any) -> None:
+        super().__init__(**columns)
+        self.pattern, self.most = pattern, most
+
+    def is_valid(self, value: Any) -> object:
+        return isinstance(value, str) and len(value) <= self.most and self.pattern.fullmatch(value)
+
+
+class FromEverifin(Setting[str]):
+    """A string that Everifin gives to the site. Source: RFC 6749, appendix A.1 and A.2 (VSCHAR)."""
+
+    def __init__(self, *, most: int, **columns: Any) -> None:
+        bounds = f"1 to {most} printable ASCII characters"
+        super().__init__(default="", bounds=bounds, default_shown="none: it must be set", **columns)
+        self.most = most
+
+    def clean(self, value: Any) -> str:
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise _WrongValueError(
+                "is not set. Everifin gives it to you when it registers your site."
+            )
+        return super().clean(value)
+
+    def is_valid(self, value: Any) -> object:
+        return isinstance(value, str) and len(value) <= self.most and _is_plain(value)
+
+
+class Keys(Setting[Sequence[str]]):
+    kind = "list of str"
+    bounds = f"a list of 1 to {MAX_ENTRIES} keys, newest first"
+
+    def is_valid(self, value: Any) -> object:
+        return isinstance(value, list | tuple) and 1 <= len(value) <= MAX_ENTRIES
+
+    def refusal(self) -> _WrongValueError:
+        return _WrongValueError(
+            f"must be {self.bounds}. `manage.py everifin_new_key` prints a new key."
         )
 
-    @property
-    def key_provider(self) -> str:
-        """The path of a class that is a ``crypto.KeyProvider``."""
-        return self._read(
-            "EVERIFIN_KEY_PROVIDER",
-            DEFAULT_KEY_PROVIDER,
-            lambda path: isinstance(path, str) and path.count(".") >= 1,
-            f'must be the path of a class, such as "{DEFAULT_KEY_PROVIDER}".',
-        )
 
-    # Where Everifin is.
+class Url(Setting[str | None]):
+    bounds = (
+        f"a whole https URL of at most {MAX_URL} ASCII characters, without user name or fragment; "
+        "plain http is for this machine only"
+    )
+    hint = "Tokens and authorization codes travel there. Plain http is for the sandbox only."
 
-    @property
-    def idp_url(self) -> str:
-        return self._base_url("EVERIFIN_IDP_URL", "https://app.everifin.com")
+    def clean(self, value: Any) -> str | None:
+        return None if _is_unset(value) else super().clean(value)
 
-    @property
-    def realm(self) -> str:
-        return self._read(
-            "EVERIFIN_REALM",
-            "everifin_app",
-            lambda realm: isinstance(realm, str) and REALM.fullmatch(realm) is not None,
-            "must be the name that Everifin gives you: letters, digits, '.', '_', '~' and '-'.",
-        )
+    def is_valid(self, value: Any) -> object:
+        return _is_url(value)
 
-    @property
-    def issuer(self) -> str:
-        """Compared byte by byte, so it is taken as it is written."""
-        given = self._address("EVERIFIN_ISSUER")
-        return given or f"{self.idp_url}/auth/realms/{self.realm}"
 
-    @property
-    def api_url(self) -> str:
-        return self._base_url("EVERIFIN_API_URL", "https://api.everifin.com")
+class BaseUrl(Setting[str]):
+    bounds, hint = f"{Url.bounds}; without a query", Url.hint
 
-    @property
-    def api_paths(self) -> Mapping[str, str]:
-        none: Mapping[str, str] = {}
-        corrections = self._read(
-            "EVERIFIN_API_PATHS", none, _maps_texts, "must be a dict of names and paths."
-        )
-        for name, path in corrections.items():
-            if name not in DEFAULT_API_PATHS:
-                raise ImproperlyConfigured(
-                    f"EVERIFIN_API_PATHS has a path for {name!r}. "
-                    f"There are: {', '.join(DEFAULT_API_PATHS)}."
-                )
+    def clean(self, value: Any) -> str:
+        return super().clean(value).rstrip("/")
+
+    def is_valid(self, value: Any) -> object:
+        return _is_url(value) and "?" not in value
+
+
+class Issuer(Setting[str]):
+    """Compared byte by byte, so it is taken as it is written."""
+
+    bounds, hint = Url.bounds, Url.hint
+
+    def get(self, conf: Conf) -> str:
+        return self.read() or f"{conf.idp_url}/auth/realms/{conf.realm}"
+
+    def is_valid(self, value: Any) -> object:
+        return _is_unset(value) or _is_url(value)
+
+
+class Scopes(Pattern):
+    def clean(self, value: Any) -> str:
+        return " ".join(super().clean(value).split())
+
+
+class ApiPaths(Setting[Mapping[str, str]]):
+    kind = "dict of str"
+    bounds = "a dict of names and paths"
+
+    def get(self, conf: Conf) -> Mapping[str, str]:
+        return {**DEFAULT_API_PATHS, **self.read()}
+
+    def is_valid(self, value: Any) -> object:
+        return _is_mapping(value, lambda path: isinstance(path, str))
+
+    def clean(self, value: Any) -> Mapping[str, str]:
+        for name, path in super().clean(value).items():
+            _require_known(name, DEFAULT_API_PATHS, "path")
             if not _is_path_like(path, DEFAULT_API_PATHS[name]):
-                raise ImproperlyConfigured(
-                    f"EVERIFIN_API_PATHS has a path for {name!r} that cannot be filled in. "
-                    f"It must begin with '/' and have the same names in braces "
-                    f"as {DEFAULT_API_PATHS[name]}."
+                raise _WrongValueError(
+                    f"has a path for {name!r} that cannot be filled in. It must begin with '/' "
+                    f"and have the same names in braces as {DEFAULT_API_PATHS[name]}."
                 )
-        return {**DEFAULT_API_PATHS, **corrections}
+        return dict(value)
 
-    @property
-    def api_fields(self) -> Mapping[str, Mapping[str, str]]:
-        """By object, our name of each field and Everifin's."""
-        none: Mapping[str, Mapping[str, str]] = {}
-        corrections = self._read(
-            "EVERIFIN_API_FIELDS",
-            none,
-            _maps_fields,
-            "must be a dict of objects, each a dict of our names of fields and Everifin's.",
-        )
-        for kind, names in corrections.items():
-            if kind not in DEFAULT_API_FIELDS:
-                raise ImproperlyConfigured(
-                    f"EVERIFIN_API_FIELDS has fields of {kind!r}. "
-                    f"There are: {', '.join(DEFAULT_API_FIELDS)}."
-                )
-            if unknown := names.keys() - DEFAULT_API_FIELDS[kind].keys():
-                raise ImproperlyConfigured(
-                    f"EVERIFIN_API_FIELDS has a field {min(unknown)!r} of {kind!r}. "
-                    f"There are: {', '.join(DEFAULT_API_FIELDS[kind])}."
-                )
+
+class ApiFields(Setting[Mapping[str, Mapping[str, str]]]):
+    kind = "dict of dict"
+    bounds = "a dict of objects, each a dict of our names of fields and Everifin's"
+
+    def get(self, conf: Conf) -> Mapping[str, Mapping[str, str]]:
         corrected = {
-            kind: {**DEFAULT_API_FIELDS[kind], **names} for kind, names in corrections.items()
+            kind: {**DEFAULT_API_FIELDS[kind], **names} for kind, names in self.read().items()
         }
         return {**DEFAULT_API_FIELDS, **corrected}
 
-    def endpoint(self, name: str) -> str:
-        """
-        Return the URL of the identity provider's endpoint *name*: auth, token, logout, certs or
-        userinfo.
+    def is_valid(self, value: Any) -> object:
+        return _is_mapping(value, lambda names: _is_mapping(names, _is_field_name))
 
-        Source: Everifin documents auth and token literally; the others are Keycloak's siblings of
-        them (inferred).
-        """
-        return f"{self.idp_url}/auth/realms/{self.realm}/protocol/openid-connect/{name}"
-
-    # The login.
-
-    @property
-    def scopes(self) -> str:
-        return self._read(
-            "EVERIFIN_SCOPES",
-            "openid ais",
-            lambda scopes: isinstance(scopes, str) and _is_plain(scopes) and scopes.split(),
-            'must be a text of scopes with spaces between them, such as "openid ais".',
-        )
-
-    @property
-    def use_pkce(self) -> bool:
-        return self._flag("EVERIFIN_USE_PKCE", default=True)
-
-    @property
-    def require_iss(self) -> bool:
-        """Is an answer of the identity provider without ``iss`` refused? Source: RFC 9207, 2.4."""
-        return self._flag("EVERIFIN_REQUIRE_ISS", default=False)
-
-    @property
-    def client_auth(self) -> str:
-        """
-        How the client authenticates at the token endpoint: "client_secret_post", as Everifin
-        documents, or "client_secret_basic". Source: OpenID Connect Core 1.0, section 9.
-        """
-        return self._read(
-            "EVERIFIN_CLIENT_AUTH",
-            "client_secret_post",
-            lambda way: (
-                isinstance(way, str) and way in {"client_secret_post", "client_secret_basic"}
-            ),
-            'must be "client_secret_post" or "client_secret_basic".',
-        )
-
-    @property
-    def redirect_uri(self) -> str | None:
-        return self._address("EVERIFIN_REDIRECT_URI")
-
-    @property
-    def create_users(self) -> bool:
-        return self._flag("EVERIFIN_CREATE_USERS", default=True)
-
-    @property
-    def connect_allows_login(self) -> bool:
-        """May a user who has connected an Everifin account log in with it?"""
-        return self._flag("EVERIFIN_CONNECT_ALLOWS_LOGIN", default=True)
-
-    # The logout.
-
-    @property
-    def post_logout_redirect_uri(self) -> str | None:
-        """Where Everifin sends a browser back to that this site sent there to log out."""
-        return self._address("EVERIFIN_POST_LOGOUT_REDIRECT_URI")
-
-    @property
-    def legacy_logout(self) -> bool:
-        """Does Everifin's logout take ``redirect_uri``, as Keycloak before version 18 does?"""
-        return self._flag("EVERIFIN_LEGACY_LOGOUT", default=False)
-
-    @property
-    def backchannel_logout(self) -> bool:
-        """May Everifin end sessions of this site?"""
-        return self._flag("EVERIFIN_BACKCHANNEL_LOGOUT", default=False)
-
-    # Time.
-
-    @property
-    def connect_timeout_seconds(self) -> float:
-        """For a connection to come about."""
-        return self._seconds("EVERIFIN_CONNECT_TIMEOUT_SECONDS", 3)
-
-    @property
-    def deadline_seconds(self) -> float:
-        """For a whole call, all its tries included."""
-        return self._seconds("EVERIFIN_DEADLINE_SECONDS", 10)
-
-    @property
-    def refresh_margin_seconds(self) -> float:
-        """How long before its expiry an access token is refreshed, at most."""
-        return self._seconds("EVERIFIN_REFRESH_MARGIN_SECONDS", 60)
-
-    @property
-    def retention_days(self) -> int:
-        """How long a connection that has to be made again keeps its tokens."""
-        return self._read(
-            "EVERIFIN_RETENTION_DAYS",
-            30,
-            lambda days: type(days) is int and 1 <= days <= MAX_DAYS,
-            f"must be a whole number of days from 1 to {MAX_DAYS}.",
-        )
-
-    # The middleware.
-
-    @property
-    def refresh_every_view(self) -> bool:
-        return self._flag("EVERIFIN_REFRESH_EVERY_VIEW", default=False)
-
-    @property
-    def trusted_proxies(self) -> int:
-        """
-        How many reverse proxies of the site append to X-Forwarded-For; 0 takes the peer's own
-        address.
-        """
-        return self._whole_number("EVERIFIN_TRUSTED_PROXIES", 0, least=0, most=MAX_PROXIES)
-
-    # The network.
-
-    @property
-    def max_tries(self) -> int:
-        """How often a call that only reads is tried at most, within the deadline."""
-        return self._whole_number("EVERIFIN_MAX_TRIES", 3, least=1, most=MAX_TRIES)
-
-    @property
-    def pool_size(self) -> int:
-        """How many connections a process keeps open to a host; more are closed after their call."""
-        return self._whole_number("EVERIFIN_POOL_SIZE", 32, least=1, most=MAX_POOL)
-
-    @property
-    def ca_bundle(self) -> str | None:
-        """The file or directory of certificates to trust instead of the ones requests brings."""
-        unset: str | Path | None = None
-        path = self._read(
-            "EVERIFIN_CA_BUNDLE",
-            unset,
-            lambda path: _is_unset(path) or (isinstance(path, str | Path) and Path(path).exists()),
-            "must name a file or directory of certificates that exists.",
-        )
-        return str(path) if path else None
-
-    @property
-    def proxies(self) -> Mapping[str, str]:
-        """The proxy for each scheme of an address, as requests takes them; none by default."""
-        none: Mapping[str, str] = {}
-        return self._read(
-            "EVERIFIN_PROXIES",
-            none,
-            lambda proxies: _maps_texts(proxies) and all(map(_is_web_proxy, proxies.values())),
-            'must be a dict such as {"https": "http://proxy.example:3128"}.',
-        )
-
-    def _read(self, name: str, default: T, is_right: Callable[[Any], object], complaint: str) -> T:
-        value = getattr(settings, name, default)
-        if is_right(value):
-            return cast("T", value)
-        # It may be a secret, and a report of the error below would show it.
-        del value
-        raise ImproperlyConfigured(f"{name} {complaint}")
-
-    def _from_everifin(self, name: str) -> str:
-        return self._read(
-            name,
-            "",
-            lambda value: isinstance(value, str) and value.strip(),
-            "is not set. Everifin gives it to you when it registers your site.",
-        )
-
-    def _base_url(self, name: str, default: str) -> str:
-        return self._read(name, default, _is_base_url, _ADDRESS).rstrip("/")
-
-    def _address(self, name: str) -> str | None:
-        unset: str | None = None
-        return self._read(name, unset, _is_address_or_unset, _ADDRESS) or None
-
-    def _flag(self, name: str, *, default: bool) -> bool:
-        return self._read(
-            name, default, lambda value: isinstance(value, bool), "must be True or False."
-        )
-
-    def _whole_number(self, name: str, default: int, *, least: int, most: int) -> int:
-        return self._read(
-            name,
-            default,
-            lambda number: type(number) is int and least <= number <= most,
-            f"must be a whole number from {least} to {most}.",
-        )
-
-    def _seconds(self, name: str, default: float) -> float:
-        return self._read(
-            name,
-            default,
-            lambda value: type(value) in (int, float) and 0 < value <= MAX_SECONDS,
-            f"must be a number of seconds above 0 and at most {MAX_SECONDS}.",
-        )
+    def clean(self, value: Any) -> Mapping[str, Mapping[str, str]]:
+        for kind, names in super().clean(value).items():
+            _require_known(kind, DEFAULT_API_FIELDS, "object")
+            for name in names:
+                _require_known(name, DEFAULT_API_FIELDS[kind], f"field of {kind!r}:")
+        return dict(value)
 
 
-_ADDRESS = (
-    "must be a whole https address without user name or fragment. "
-    "Plain http is for this machine only."
-)
+class CaBundle(Setting[str | None]):
+    bounds = "the path of a file or directory of certificates that exists"
+    hint = "Name a file of certificates in PEM form, or leave the setting out."
+
+    def clean(self, value: Any) -> str | None:
+        return None if _is_unset(value) else str(super().clean(value))
+
+    def is_valid(self, value: Any) -> object:
+        return isinstance(value, str | Path) and Path(value).exists()
+
+
+class Proxies(Setting[Mapping[str, str]]):
+    kind = "dict of str"
+    bounds = 'a dict such as {"https": "http://proxy.example:3128"}'
+    hint = "Use proxies that are reached by http or https."
+
+    def is_valid(self, value: Any) -> object:
+        return _is_mapping(value, _is_web_proxy)
 
 
 def _is_unset(value: Any) -> bool:
-    """None, or the empty text that a missing environment variable often becomes."""
+    """None, or the empty string that a missing environment variable often becomes."""
     return value is None or (isinstance(value, str) and not value)
 
 
@@ -372,46 +341,48 @@ def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _is_address(value: Any) -> bool:
+def _is_url(value: Any) -> bool:
     return (
         isinstance(value, str)
-        and _is_plain(value)
-        and not {" ", "#", "\\"}.intersection(value)
+        and len(value) <= MAX_URL
+        and URL.fullmatch(value) is not None
         and is_secure(value)
-        and "@" not in urlsplit(value).netloc
     )
 
 
-def _is_address_or_unset(value: Any) -> bool:
-    return _is_unset(value) or _is_address(value)
-
-
-def _is_base_url(value: Any) -> bool:
-    return _is_address(value) and "?" not in value
-
-
-def _is_web_proxy(value: str) -> bool:
+def _is_web_proxy(value: Any) -> bool:
     # For others, requests leaves the connections to code that knows no deadline.
-    return value.startswith(("http://", "https://"))
-
-
-def _maps_texts(value: Any) -> bool:
-    return _maps(value, lambda text: isinstance(text, str))
-
-
-def _maps(value: Any, is_right: Callable[[Any], object]) -> bool:
-    """Is *value* a mapping of texts to what is right?"""
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and is_right(given) for name, given in value.items()
+    return (
+        isinstance(value, str)
+        and len(value) <= MAX_URL
+        and _is_plain(value)
+        and _scheme_and_host(value)[0] in {"http", "https"}
     )
 
 
-def _maps_fields(value: Any) -> bool:
-    return _maps(value, lambda names: _maps_texts(names) and all(names.values()))
+def _is_mapping(value: Any, is_valid: Callable[[Any], object]) -> bool:
+    """Is *value* a mapping of strings to valid values, of a bounded size?"""
+    return (
+        isinstance(value, Mapping)
+        and len(value) <= MAX_ENTRIES
+        and all(isinstance(name, str) and is_valid(given) for name, given in value.items())
+    )
+
+
+def _is_field_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
+
+
+def _require_known(name: str, known: Iterable[str], what: str) -> None:
+    if name not in known:
+        shown = f" {name!r}" if SHOWN_NAME.fullmatch(name) else ""
+        raise _WrongValueError(f"has an unknown {what}{shown}. There are: {', '.join(known)}.")
 
 
 def _is_path_like(path: str, example: str) -> bool:
-    if not path.startswith("/") or not _is_plain(path) or {" ", "?", "#", "%"}.intersection(path):
+    if len(path) > MAX_URL or not path.startswith("/") or not _is_plain(path):
+        return False
+    if {" ", "?", "#", "%", "\\"}.intersection(path):
         return False
     if not {"", ".", ".."}.isdisjoint(path[1:].split("/")):
         return False
@@ -425,13 +396,266 @@ def _names_in(template: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
 
 
+class ClientConf:
+    """What a site must give"""
+
+    client_id = FromEverifin(
+        most=MAX_NAME,
+        check_id="E001",
+        meaning="The client id that Everifin gave you.",
+        hint="Everifin gives you a client id and secret when it registers your site. "
+        "Without a contract yet, `manage.py everifin_sandbox` prints a pair to paste.",
+    )
+    client_secret = FromEverifin(
+        most=MAX_SECRET,
+        check_id="E002",
+        meaning="The client secret that Everifin gave you. Keep it out of the repository.",
+        hint=client_id.hint,
+    )
+    encryption_keys = Keys(
+        default=(),
+        check_id="E003",
+        meaning='The keys that encrypt stored tokens, each `"<id>:<base64 of 32 bytes>"`, newest '
+        "first: the first one encrypts, all decrypt. `manage.py everifin_new_key` prints one.",
+        hint="Put a key that `manage.py everifin_new_key` prints in front of the list, "
+        "and keep it as secret as SECRET_KEY.",
+        default_shown="none: it must be set",
+    )
+    key_provider = Pattern(
+        default=DEFAULT_KEY_PROVIDER,
+        pattern=DOTTED_PATH,
+        check_id="E019",
+        meaning="The path of a class that gives the keys, for a site that does not keep them in "
+        "its settings. [Encryption keys](../howto/keys.md) shows one.",
+        bounds=f'the dotted path of a class, such as "{DEFAULT_KEY_PROVIDER}"',
+        hint="docs/howto/keys.md shows a key provider. Without the setting, the keys are those of "
+        "EVERIFIN_ENCRYPTION_KEYS.",
+    )
+
+
+class ServerConf:
+    """Where Everifin is"""
+
+    idp_url = BaseUrl(
+        default="https://app.everifin.com",
+        check_id="E023",
+        meaning="The base URL of Everifin's identity provider.",
+    )
+    realm = Pattern(
+        default="everifin_app",
+        pattern=REALM,
+        check_id="E033",
+        meaning="Your realm at Everifin.",
+        bounds="the name that Everifin gives you, of letters, digits, '.', '_', '~' and '-'",
+        hint="Take the name as Everifin gave it to you.",
+    )
+    issuer = Issuer(
+        default="",
+        check_id="E025",
+        meaning="The issuer of Everifin's tokens, which must equal their `iss` byte by byte.",
+        default_shown="made from `EVERIFIN_IDP_URL` and `EVERIFIN_REALM`",
+    )
+    api_url = BaseUrl(
+        default="https://api.everifin.com",
+        check_id="E024",
+        meaning="The base URL of the bank API.",
+    )
+    api_paths = ApiPaths(
+        default={},
+        check_id="E017",
+        meaning="Corrections of the paths of the bank API, by name. Everifin publishes only the "
+        f"paths of payments. The names are {', '.join(DEFAULT_API_PATHS)}.",
+        hint="Name only the paths that differ from everifin_django.api_names.DEFAULT_API_PATHS.",
+    )
+    api_fields = ApiFields(
+        default={},
+        check_id="E021",
+        meaning="Corrections of the names of fields, such as "
+        '`{"transaction": {"counterparty_name": "partnerName"}}`. '
+        f"The objects are {', '.join(DEFAULT_API_FIELDS)}; "
+        "`everifin_django.api_names` lists their fields.",
+        hint="Name only the fields that differ from everifin_django.api_names.DEFAULT_API_FIELDS, "
+        'such as {"transaction": {"counterparty_name": "partnerName"}}.',
+    )
+
+
+class LoginConf:
+    """Login and connect"""
+
+    redirect_uri = Url(
+        default=None,
+        check_id="E026",
+        meaning="The URL of this site's callback, as you gave it to Everifin. Without it, the URL "
+        "is built from the request, if `ALLOWED_HOSTS` names each host in full.",
+        default_shown="built from the request",
+    )
+    scopes = Scopes(
+        default="openid ais",
+        pattern=SCOPES,
+        most=1000,
+        check_id="E034",
+        meaning="The scopes that users are asked for. `openid` is needed to log in, `pis` to pay.",
+        bounds='a string of scopes with spaces between them, such as "openid ais", '
+        "of at most 1000 characters",
+        hint='Write a string such as "openid ais pis".',
+    )
+    create_users = Flag(
+        default=True,
+        check_id="E037",
+        meaning="A login with an Everifin account that no user here has makes a new user.",
+    )
+    connect_allows_login = Flag(
+        default=True,
+        check_id="E052",
+        meaning="Users who have connected an Everifin account can log in with it. Staff and "
+        "superusers never can.",
+    )
+    use_pkce = Flag(
+        default=True,
+        check_id="E035",
+        meaning="Authorization requests are protected by PKCE with S256.",
+    )
+    require_iss = Flag(
+        default=False,
+        check_id="E036",
+        meaning="A response of the identity provider without `iss` (RFC 9207) is refused. A wrong "
+        "`iss` is always refused.",
+    )
+    client_auth = Choice(
+        default="client_secret_post",
+        choices=("client_secret_post", "client_secret_basic"),
+        check_id="E009",
+        meaning="How the site authenticates at the token endpoint. Everifin documents "
+        '`"client_secret_post"`. The names are those of OpenID Connect Core 1.0, section 9.',
+        hint='Everifin documents "client_secret_post".',
+    )
+
+
+class LogoutConf:
+    """Logout"""
+
+    post_logout_redirect_uri = Url(
+        default=None,
+        check_id="E027",
+        meaning="Logging out leads the browser through Everifin's logout, and back to this URL. "
+        "Everifin has to know the URL.",
+    )
+    legacy_logout = Flag(
+        default=False,
+        check_id="E040",
+        meaning="Everifin's logout page takes `redirect_uri`, as Keycloak before version 18 does.",
+    )
+    backchannel_logout = Flag(
+        default=False,
+        check_id="E041",
+        meaning="Everifin may end sessions of this site by back-channel logout.",
+    )
+
+
+class TimeConf:
+    """Time"""
+
+    connect_timeout_seconds = Seconds(
+        default=3,
+        check_id="E028",
+        meaning="How long connecting to a host of Everifin may take.",
+    )
+    deadline_seconds = Seconds(
+        default=10,
+        check_id="E029",
+        meaning="How long a whole call may take, all its tries included.",
+    )
+    max_tries = WholeNumber(
+        default=3,
+        least=1,
+        most=10,
+        check_id="E031",
+        meaning="How often a call that only reads is tried within the deadline. All other calls "
+        "are sent once.",
+    )
+    refresh_margin_seconds = Seconds(
+        default=60,
+        check_id="E030",
+        meaning="How long before it expires an access token is refreshed, at most half its life.",
+    )
+    retention_days = WholeNumber(
+        default=30,
+        least=1,
+        most=366,
+        check_id="E038",
+        meaning="How long the tokens of a connection that the user has to make again are stored. "
+        "`manage.py everifin_revoke_pending` deletes them afterwards.",
+    )
+
+
+class RequestConf:
+    """Requests of users"""
+
+    refresh_every_view = Flag(
+        default=False,
+        check_id="E039",
+        meaning="The token is refreshed before every view of a logged-in user, decorated or not. "
+        "Read when the site starts.",
+    )
+    trusted_proxies = WholeNumber(
+        default=0,
+        least=0,
+        most=10,
+        check_id="E010",
+        meaning="How many reverse proxies of yours append to `X-Forwarded-For`. Everifin asks for "
+        "the user's IP address; with 0, it is the IP address that the request comes from.",
+        hint="Count the reverse proxies of yours that append to X-Forwarded-For.",
+    )
+
+
+class NetworkConf:
+    """The network"""
+
+    pool_size = WholeNumber(
+        default=32,
+        least=1,
+        most=1000,
+        check_id="E032",
+        meaning="How many idle connections a process keeps open to a host. More are opened when "
+        "needed, and closed after use.",
+    )
+    ca_bundle = CaBundle(
+        default=None,
+        check_id="E042",
+        meaning="The certificates to trust instead of those that requests brings. Verification "
+        "cannot be switched off.",
+    )
+    proxies = Proxies(
+        default={},
+        check_id="E043",
+        meaning="The proxy for each scheme of outgoing calls, as requests takes them. Proxies of "
+        "the environment are ignored.",
+    )
+
+
+SECTIONS = (ClientConf, ServerConf, LoginConf, LogoutConf, TimeConf, RequestConf, NetworkConf)
+
+
+class Conf(ClientConf, ServerConf, LoginConf, LogoutConf, TimeConf, RequestConf, NetworkConf):
+    """All settings, as typed attributes: ``conf.deadline_seconds`` is EVERIFIN_DEADLINE_SECONDS."""
+
+    def endpoint(self, name: str) -> str:
+        """
+        Return the URL of the identity provider's endpoint *name*: auth, token, logout, certs or
+        userinfo.
+
+        Source: Everifin documents auth and token literally; the others are Keycloak's siblings of
+        them (inferred).
+        """
+        return f"{self.idp_url}/auth/realms/{self.realm}/protocol/openid-connect/{name}"
+
+
 conf = Conf()
 
-SETTING_NAMES = frozenset(
-    {
-        "EVERIFIN_" + name.upper()
-        for name, value in vars(Conf).items()
-        if isinstance(value, property)
-    }
-)
-"""The names of all settings, as a site writes them."""
+SETTINGS: Mapping[str, Setting[Any]] = {
+    setting.name: setting
+    for section in SECTIONS
+    for setting in vars(section).values()
+    if isinstance(setting, Setting)
+}
+"""All settings by the name that a site writes, in the order of the reference."""

@@ -1,8 +1,8 @@
 """
-Environment variables as settings: text turned into what a setting holds.
+Environment variables as settings: each string is converted to the type of its setting.
 
 A variable that is empty counts as not set. Errors: ImproperlyConfigured, which names the variable
-and shows its value only where that is no secret.
+and never shows its value.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+
+from everifin_django.conf import SETTINGS
 
 YES = frozenset({"1", "true", "yes", "on"})
 NO = frozenset({"0", "false", "no", "off"})
@@ -33,12 +35,12 @@ def words(text: str) -> list[str]:
 
 
 def mapping(text: str) -> dict[str, str]:
-    """Return a JSON object of texts."""
-    return _object_of(str, text, "must be a JSON object of texts")
+    """Return a JSON object of strings."""
+    return _object_of(str, text, "must be a JSON object of strings")
 
 
 def nested_mapping(text: str) -> dict[str, dict[str, str]]:
-    """Return a JSON object of objects; what those hold, the app looks at."""
+    """Return a JSON object of objects; the app checks what they hold."""
     return _object_of(dict, text, "must be a JSON object of objects")
 
 
@@ -66,38 +68,16 @@ def number(text: str) -> float:
         raise ValueError("must be a number") from None
 
 
-EVERIFIN_SETTINGS: Mapping[str, Callable[[str], Any]] = {
-    "EVERIFIN_CLIENT_ID": str,
-    "EVERIFIN_CLIENT_SECRET": str,
-    "EVERIFIN_ENCRYPTION_KEYS": words,
-    "EVERIFIN_KEY_PROVIDER": str,
-    "EVERIFIN_IDP_URL": str,
-    "EVERIFIN_API_URL": str,
-    "EVERIFIN_API_PATHS": mapping,
-    "EVERIFIN_API_FIELDS": nested_mapping,
-    "EVERIFIN_REALM": str,
-    "EVERIFIN_ISSUER": str,
-    "EVERIFIN_SCOPES": str,
-    "EVERIFIN_USE_PKCE": flag,
-    "EVERIFIN_CLIENT_AUTH": str,
-    "EVERIFIN_REDIRECT_URI": str,
-    "EVERIFIN_CREATE_USERS": flag,
-    "EVERIFIN_CONNECT_ALLOWS_LOGIN": flag,
-    "EVERIFIN_REQUIRE_ISS": flag,
-    "EVERIFIN_POST_LOGOUT_REDIRECT_URI": str,
-    "EVERIFIN_LEGACY_LOGOUT": flag,
-    "EVERIFIN_BACKCHANNEL_LOGOUT": flag,
-    "EVERIFIN_CONNECT_TIMEOUT_SECONDS": number,
-    "EVERIFIN_DEADLINE_SECONDS": number,
-    "EVERIFIN_REFRESH_MARGIN_SECONDS": number,
-    "EVERIFIN_RETENTION_DAYS": whole_number,
-    "EVERIFIN_REFRESH_EVERY_VIEW": flag,
-    "EVERIFIN_TRUSTED_PROXIES": whole_number,
-    "EVERIFIN_MAX_TRIES": whole_number,
-    "EVERIFIN_POOL_SIZE": whole_number,
-    "EVERIFIN_CA_BUNDLE": str,
-    "EVERIFIN_PROXIES": mapping,
+CONVERTERS: Mapping[str, Callable[[str], Any]] = {
+    "str": str,
+    "bool": flag,
+    "int": whole_number,
+    "number": number,
+    "list of str": words,
+    "dict of str": mapping,
+    "dict of dict": nested_mapping,
 }
+"""By the type of a setting, how its environment variable is read."""
 
 SANDBOX = {
     "EVERIFIN_IDP_URL": "http://127.0.0.1:8001",
@@ -120,7 +100,7 @@ def read(name: str, convert: Callable[[str], Any], default: Any = None) -> Any:
 
 def everifin_settings() -> dict[str, Any]:
     """Return the settings that the environment names; all others keep the app's own defaults."""
-    found = {name: read(name, convert) for name, convert in EVERIFIN_SETTINGS.items()}
+    found = {name: read(name, CONVERTERS[setting.kind]) for name, setting in SETTINGS.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

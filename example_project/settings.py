@@ -88,10 +88,10 @@ INSTALLED_APPS = [
     "everifin_django",
 ]
 
-# Mails are printed, not sent. Django 6.1 has MAILERS in place of EMAIL_BACKEND.
-if django.VERSION >= (6, 1):
+# With DEBUG, mails are printed. Django 6.1 has MAILERS in place of EMAIL_BACKEND.
+if DEBUG and django.VERSION >= (6, 1):
     MAILERS = {"default": {"BACKEND": "django.core.mail.backends.console.EmailBackend"}}
-else:
+elif DEBUG:
     EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
 
 MIDDLEWARE = [

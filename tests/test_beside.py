@@ -17,7 +17,7 @@ from django.contrib.auth.views import LogoutView
 from django.test import Client
 from django.urls import include, path
 
-from everifin_django.conf import SETTING_NAMES
+from everifin_django.conf import SETTINGS
 from everifin_django.models import BankToken
 from everifin_django.testing.adapter import mount
 from everifin_django.testing.sandbox import Sandbox
@@ -268,7 +268,7 @@ class TestSettings:
 
     def test_theirs_does_not_read_ours(self, client, everifin, log_in_with_theirs, site):
         # This one is read when the site starts, for every page.
-        for name in SETTING_NAMES - {"EVERIFIN_REFRESH_EVERY_VIEW"}:
+        for name in SETTINGS.keys() - {"EVERIFIN_REFRESH_EVERY_VIEW"}:
             setattr(site, name, object())
         assert log_in_with_theirs(client)["Location"] == "/plain/"
         assert client.get("/plain/").status_code == 200

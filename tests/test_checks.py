@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
+import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 from django.test import override_settings
 
+from everifin_django import checks
 from everifin_django.backends import EverifinBackend
-from everifin_django.conf import SETTING_NAMES
+from everifin_django.conf import SETTINGS
 from everifin_django.middleware import EverifinMiddleware
 from everifin_django.models import BankToken
 from everifin_django.testing.factories import BankTokenFactory
@@ -64,8 +67,8 @@ def key(material: bytes) -> list[str]:
 WRONG = [
     ("E019", {"EVERIFIN_KEY_PROVIDER": ""}),
     ("E019", {"EVERIFIN_KEY_PROVIDER": "keys"}),
-    ("E019", {"EVERIFIN_KEY_PROVIDER": "tests.nowhere.Vault"}),
-    ("E019", {"EVERIFIN_KEY_PROVIDER": "everifin_django.encryption.Key"}),
+    ("E044", {"EVERIFIN_KEY_PROVIDER": "tests.nowhere.Vault"}),
+    ("E044", {"EVERIFIN_KEY_PROVIDER": "everifin_django.encryption.Key"}),
     ("E001", {"EVERIFIN_CLIENT_ID": ""}),
     ("E001", {"EVERIFIN_CLIENT_ID": None}),
     ("E002", {"EVERIFIN_CLIENT_SECRET": ""}),
@@ -77,19 +80,19 @@ WRONG = [
     ("E004", {"EVERIFIN_ENCRYPTION_KEYS": key(b"short")}),
     ("E004", {"EVERIFIN_ENCRYPTION_KEYS": [None]}),
     ("E005", {"EVERIFIN_ENCRYPTION_KEYS": [f"a:{KEY}", f"a:{KEY}"]}),
-    ("E007", {"EVERIFIN_IDP_URL": "http://idp.test"}),
-    ("E007", {"EVERIFIN_API_URL": "api.test"}),
-    ("E007", {"EVERIFIN_ISSUER": "http://idp.test/auth/realms/x"}),
-    ("E007", {"EVERIFIN_REDIRECT_URI": "http://site.test/everifin/callback/"}),
-    ("E007", {"EVERIFIN_REDIRECT_URI": "/everifin/callback/"}),
-    ("E008", {"EVERIFIN_CONNECT_TIMEOUT_SECONDS": 0}),
-    ("E008", {"EVERIFIN_DEADLINE_SECONDS": 3600}),
-    ("E008", {"EVERIFIN_REFRESH_MARGIN_SECONDS": "60"}),
+    ("E023", {"EVERIFIN_IDP_URL": "http://idp.test"}),
+    ("E024", {"EVERIFIN_API_URL": "api.test"}),
+    ("E025", {"EVERIFIN_ISSUER": "http://idp.test/auth/realms/x"}),
+    ("E026", {"EVERIFIN_REDIRECT_URI": "http://site.test/everifin/callback/"}),
+    ("E026", {"EVERIFIN_REDIRECT_URI": "/everifin/callback/"}),
+    ("E028", {"EVERIFIN_CONNECT_TIMEOUT_SECONDS": 0}),
+    ("E029", {"EVERIFIN_DEADLINE_SECONDS": 3600}),
+    ("E030", {"EVERIFIN_REFRESH_MARGIN_SECONDS": "60"}),
     ("E009", {"EVERIFIN_CLIENT_AUTH": "post"}),
     ("E010", {"EVERIFIN_TRUSTED_PROXIES": -1}),
     ("E010", {"EVERIFIN_TRUSTED_PROXIES": True}),
-    ("E022", {"EVERIFIN_MAX_TRIES": 0}),
-    ("E022", {"EVERIFIN_POOL_SIZE": "32"}),
+    ("E031", {"EVERIFIN_MAX_TRIES": 0}),
+    ("E032", {"EVERIFIN_POOL_SIZE": "32"}),
     ("E011", {"MIDDLEWARE": without(MIDDLEWARE)}),
     ("E012", {"MIDDLEWARE": [MIDDLEWARE, *without(MIDDLEWARE)]}),
     ("E013", {"SESSION_ENGINE": "django.contrib.sessions.backends.signed_cookies"}),
@@ -102,15 +105,15 @@ WRONG = [
     ("E021", {"EVERIFIN_API_FIELDS": {"nonsense": {"name": "title"}}}),
     ("E021", {"EVERIFIN_API_FIELDS": {"bank": {"nonsense": "title"}}}),
     ("E021", {"EVERIFIN_API_FIELDS": {"name": "title"}}),
-    ("E018", {"EVERIFIN_REALM": "a/b"}),
-    ("E018", {"EVERIFIN_SCOPES": ["openid", "ais"]}),
-    ("E018", {"EVERIFIN_USE_PKCE": "True"}),
-    ("E018", {"EVERIFIN_REQUIRE_ISS": "True"}),
-    ("E018", {"EVERIFIN_CREATE_USERS": "False"}),
-    ("E018", {"EVERIFIN_CONNECT_ALLOWS_LOGIN": "False"}),
-    ("E018", {"EVERIFIN_REFRESH_EVERY_VIEW": 1}),
-    ("E018", {"EVERIFIN_CA_BUNDLE": "/nowhere/ca.pem"}),
-    ("E018", {"EVERIFIN_PROXIES": "http://proxy.test"}),
+    ("E033", {"EVERIFIN_REALM": "a/b"}),
+    ("E034", {"EVERIFIN_SCOPES": ["openid", "ais"]}),
+    ("E035", {"EVERIFIN_USE_PKCE": "True"}),
+    ("E036", {"EVERIFIN_REQUIRE_ISS": "True"}),
+    ("E037", {"EVERIFIN_CREATE_USERS": "False"}),
+    ("E052", {"EVERIFIN_CONNECT_ALLOWS_LOGIN": "False"}),
+    ("E039", {"EVERIFIN_REFRESH_EVERY_VIEW": 1}),
+    ("E042", {"EVERIFIN_CA_BUNDLE": "/nowhere/ca.pem"}),
+    ("E043", {"EVERIFIN_PROXIES": "http://proxy.test"}),
     ("W001", {"EVERIFIN_CLIENTID": "x"}),
 ]
 DERIVED = {
@@ -161,12 +164,12 @@ def test_an_empty_secret_key_is_left_to_django():
         assert messages() == []
 
 
-@pytest.mark.parametrize("name", ["EVERIFIN_IDP_URL", "EVERIFIN_API_URL", "EVERIFIN_REDIRECT_URI"])
-def test_the_sandbox_is_welcome_until_deployment(name):
+@pytest.mark.parametrize(("name", "check_id"), checks.PLAIN_HTTP_IDS.items())
+def test_the_sandbox_is_welcome_until_deployment(name, check_id):
     with override_settings(**{**DEPLOYED, name: "http://127.0.0.1:8001"}):
         assert messages() == []
         (message,) = messages(deploy=True)
-    assert (message.id, bool(message.hint)) == ("everifin_django.E016", True)
+    assert (message.id, bool(message.hint)) == (f"everifin_django.{check_id}", True)
     assert name in message.msg
 
 
@@ -196,7 +199,7 @@ def test_a_deployment_is_warned(check_id, overrides):
     assert not message.is_serious()
 
 
-@pytest.mark.parametrize("name", sorted(SETTING_NAMES))
+@pytest.mark.parametrize("name", sorted(SETTINGS))
 @pytest.mark.parametrize("value", WEIRD, ids=lambda value: type(value).__name__)
 def test_no_value_is_a_traceback(name, value):
     with override_settings(**{**DEPLOYED, name: value}):
@@ -205,12 +208,29 @@ def test_no_value_is_a_traceback(name, value):
     assert len(found) <= 1
 
 
-@pytest.mark.parametrize("name", sorted(SETTING_NAMES))
+@pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_a_wrong_value_of_any_setting_is_found(name):
     with override_settings(**{name: object()}):
         (message,) = messages()
     assert name in message.msg
     assert message.hint
+
+
+def test_each_complaint_has_an_id_of_its_own():
+    source = Path(checks.__file__).read_text(encoding="utf-8")
+    retired = source[source.index("RETIRED_IDS =") : source.index('"""Each of these')]
+    used = re.findall(r'"(?:everifin_django\.)?([EW]\d{3})"', source.replace(retired, ""))
+    used += [setting.check_id for setting in SETTINGS.values()]
+    assert sorted(used) == sorted(set(used))
+    assert checks.RETIRED_IDS.isdisjoint(used)
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_a_hint_leads_to_the_reference(name):
+    with override_settings(**{name: object()}):
+        (message,) = messages()
+    assert message.id == f"everifin_django.{SETTINGS[name].check_id}"
+    assert str(message.hint).endswith(f"docs/reference/settings.md#{name.lower()}.")
 
 
 def test_every_wrong_key_has_its_message():
@@ -237,7 +257,7 @@ def test_a_wrong_address_is_not_reported_as_the_issuer_too():
 
 def test_wrong_scopes_are_reported_once_also_with_the_backend():
     with override_settings(EVERIFIN_SCOPES=5):
-        assert ids() == ["E018"]
+        assert ids() == ["E034"]
 
 
 def test_a_sites_own_backend_needs_openid_too():
@@ -275,7 +295,7 @@ def test_middleware_that_cannot_be_imported_is_left_to_django():
     [
         ("EVERIFIN_CLIENTID", "Did you mean EVERIFIN_CLIENT_ID?"),
         ("EVERIFIN_CONNECT_TIMEOUT", "Did you mean EVERIFIN_CONNECT_TIMEOUT_SECONDS?"),
-        ("EVERIFIN_QQQQQQQQQQQQQQQQQQQQQQ", "README lists the settings."),
+        ("EVERIFIN_QQQQQQQQQQQQQQQQQQQQQQ", "docs/reference/settings.md lists the settings."),
     ],
 )
 def test_a_misspelt_setting_gets_a_suggestion(name, hint):

@@ -8,8 +8,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from everifin_django.api_names import DEFAULT_API_FIELDS, DEFAULT_API_PATHS
-from everifin_django.conf import SETTING_NAMES, Conf, conf, is_secure
+from everifin_django.conf import SETTINGS, Conf, Setting, conf, is_secure
 from tests.support.malicious_server import report
+from tests.support.settings_reference import PAGE, render
 
 DEFAULTS = {
     "EVERIFIN_IDP_URL": "https://app.everifin.com",
@@ -84,6 +85,9 @@ ADDRESSES = [
     "https://idp.test\\evil",
     "https://idp.test\r\n",
     "https://žltý.test",
+    'https://idp.test/"',
+    "https://idp.test/<b>",
+    "https://idp.test/" + "a" * 2000,
     "https://[::1",
     "https://idp.test:port",
     "https://idp.test:0",
@@ -92,10 +96,10 @@ ADDRESSES = [
 ]
 SECONDS = [0, -1, 60.1, True, "3", float("nan"), float("inf"), 10**400]
 WRONG = {
-    "EVERIFIN_CLIENT_ID": ["", " "],
-    "EVERIFIN_CLIENT_SECRET": ["", "\n"],
-    "EVERIFIN_ENCRYPTION_KEYS": ["a:b", {"a:b"}, [], ()],
-    "EVERIFIN_KEY_PROVIDER": ["", "Vault", None, object],
+    "EVERIFIN_CLIENT_ID": ["", " ", "ž", "site\n", "a" * 256],
+    "EVERIFIN_CLIENT_SECRET": ["", "\n", "secret\n", "heslo-ž", "a" * 2001],
+    "EVERIFIN_ENCRYPTION_KEYS": ["a:b", {"a:b"}, [], (), ["a:b"] * 101],
+    "EVERIFIN_KEY_PROVIDER": ["", "Vault", None, object, "a..b", "a.b\n", "a b.C", ".a"],
     "EVERIFIN_IDP_URL": [*ADDRESSES, "", "https://idp.test?x=1"],
     "EVERIFIN_REALM": ["", "..", ".a", "a/b", "a b", "a\n", "a?b", "a" * 256],
     "EVERIFIN_ISSUER": ADDRESSES,
@@ -132,7 +136,16 @@ WRONG = {
         [],
         None,
     ],
-    "EVERIFIN_SCOPES": ["", "  ", "openid\nais", "žiadne", ["openid", "ais"]],
+    "EVERIFIN_SCOPES": [
+        "",
+        "  ",
+        "openid\nais",
+        "žiadne",
+        'open"id',
+        "open\\id",
+        "a" * 1001,
+        ["openid", "ais"],
+    ],
     "EVERIFIN_USE_PKCE": ["False", 0, 1, ""],
     "EVERIFIN_REQUIRE_ISS": ["False", 0, 1, ""],
     "EVERIFIN_CLIENT_AUTH": ["", "Body", "post"],
@@ -155,6 +168,9 @@ WRONG = {
         {"https": None},
         {"https": "proxy.test:3128"},
         {"https": "socks5://proxy.test"},
+        {"https": "http://"},
+        {"https": "http://proxy.test\r\nX: y"},
+        {"https": "http://proxy.test:0"},
         {1: "http://proxy.test"},
     ],
 }
@@ -171,8 +187,6 @@ TAKES_SECONDS = {
     "EVERIFIN_REFRESH_MARGIN_SECONDS",
 }
 RIGHT_AFTER_ALL: dict[str, list] = {
-    "EVERIFIN_CLIENT_ID": ["ž\n"],
-    "EVERIFIN_CLIENT_SECRET": ["ž\n"],
     "EVERIFIN_ENCRYPTION_KEYS": [["list"]],
     "EVERIFIN_RETENTION_DAYS": [5],
     "EVERIFIN_TRUSTED_PROXIES": [5],
@@ -194,21 +208,34 @@ def cases(values: dict) -> list:
 @pytest.fixture
 def bare(settings):
     """Settings of a site that sets none of ours."""
-    for name in SETTING_NAMES:
+    for name in SETTINGS:
         if hasattr(settings, name):
             delattr(settings, name)
     return settings
 
 
-def test_setting_names_are_exactly_the_properties():
-    properties = {name for name, value in vars(Conf).items() if isinstance(value, property)}
-    assert {name.removeprefix("EVERIFIN_").lower() for name in SETTING_NAMES} == properties
+def test_every_declared_setting_is_in_the_table():
+    declared = {name for name in dir(Conf) if isinstance(getattr(Conf, name), Setting)}
+    assert {name.removeprefix("EVERIFIN_").lower() for name in SETTINGS} == declared
+
+
+def test_the_reference_is_made_from_the_table():
+    assert PAGE.read_text(encoding="utf-8") == render(), (
+        "Run: python -m tests.support.settings_reference"
+    )
+
+
+def test_every_setting_says_what_it_means():
+    for setting in SETTINGS.values():
+        assert setting.meaning.endswith(".")
+        assert setting.hint.endswith(".")
+        assert setting.bounds
 
 
 def test_every_setting_is_looked_at_here():
-    assert DEFAULTS.keys() | REQUIRED == SETTING_NAMES
-    assert WRONG.keys() == SETTING_NAMES
-    assert RIGHT.keys() | {"EVERIFIN_API_PATHS", "EVERIFIN_API_FIELDS"} == SETTING_NAMES
+    assert DEFAULTS.keys() | REQUIRED == SETTINGS.keys()
+    assert WRONG.keys() == SETTINGS.keys()
+    assert RIGHT.keys() | {"EVERIFIN_API_PATHS", "EVERIFIN_API_FIELDS"} == SETTINGS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(DEFAULTS))
@@ -240,7 +267,7 @@ def test_wrong_values_are_refused_by_name(name, value):
     ("name", "value"),
     [
         (name, value)
-        for name in sorted(SETTING_NAMES)
+        for name in sorted(SETTINGS)
         for value in WEIRD
         if value not in RIGHT_AFTER_ALL.get(name, [])
     ],
@@ -250,7 +277,7 @@ def test_values_of_a_wrong_kind_are_refused_by_name(name, value):
         read(name)
 
 
-@pytest.mark.parametrize("name", sorted(SETTING_NAMES))
+@pytest.mark.parametrize("name", sorted(SETTINGS))
 @pytest.mark.parametrize("value", [{"a": b"canary"}, b"canary", {"canary"}], ids=repr)
 def test_no_report_shows_the_refused_value(name, value):
     with override_settings(**{name: value}), pytest.raises(ImproperlyConfigured) as caught:
@@ -320,7 +347,7 @@ def test_api_fields_are_corrected_one_by_one(settings):
 
 def test_an_unknown_field_is_named_with_the_known_ones(settings):
     settings.EVERIFIN_API_FIELDS = {"bank": {"swift": "bic"}}
-    with pytest.raises(ImproperlyConfigured, match=r"'swift' of 'bank'.*name, bic, country_code"):
+    with pytest.raises(ImproperlyConfigured, match=r"of 'bank': 'swift'.*name, bic, country_code"):
         read("EVERIFIN_API_FIELDS")
 
 
@@ -328,6 +355,32 @@ def test_an_unknown_object_is_named_with_the_known_ones(settings):
     settings.EVERIFIN_API_FIELDS = {"row": {"bic": "swift"}}
     with pytest.raises(ImproperlyConfigured, match=r"'row'.*account, balance, transaction"):
         read("EVERIFIN_API_FIELDS")
+
+
+def test_a_name_that_may_be_a_secret_is_not_shown(settings):
+    for name in ("EVERIFIN_API_PATHS", "EVERIFIN_API_FIELDS"):
+        setattr(settings, name, {"c4n4ry-canary": {} if "FIELDS" in name else "/"})
+        with pytest.raises(ImproperlyConfigured, match=name) as caught:
+            read(name)
+        assert "canary" not in report(caught.value)
+
+
+def test_a_value_whose_methods_raise_is_refused(settings):
+    class Odd(dict):
+        def __len__(self):
+            raise ArithmeticError("canary")
+
+    for name in ("EVERIFIN_API_PATHS", "EVERIFIN_API_FIELDS", "EVERIFIN_PROXIES"):
+        setattr(settings, name, Odd())
+        with pytest.raises(ImproperlyConfigured, match=name) as caught:
+            read(name)
+        assert "canary" not in report(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_no_string_is_taken_without_a_bound(name):
+    with override_settings(**{name: "a" * 5000}), pytest.raises(ImproperlyConfigured, match=name):
+        read(name)
 
 
 def test_a_bundle_may_be_a_path(settings):

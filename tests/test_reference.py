@@ -16,7 +16,7 @@ from django.urls import reverse
 
 from everifin_django import exceptions, signals
 from everifin_django.bank import accounts, payments
-from everifin_django.conf import SETTING_NAMES
+from everifin_django.conf import SETTINGS
 from everifin_django.connections import refresh
 from everifin_django.connections.grants import Everifin
 from everifin_django.models import BankToken
@@ -183,4 +183,4 @@ def test_every_message_of_the_troubleshooting_page_is_one_of_ours():
 
 
 def test_every_setting_is_listed():
-    assert set(re.findall(r"EVERIFIN_[A-Z_]+", text_of("settings"))) >= SETTING_NAMES
+    assert set(re.findall(r"EVERIFIN_[A-Z_]+", text_of("settings"))) >= SETTINGS.keys()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 
+from everifin_django.conf import SETTINGS
 from example_project import environment
 from tests.example_project import ROOT, clean_environment
 
@@ -116,9 +117,7 @@ def test_a_value_of_the_wrong_kind_is_named(settings_with, name, text):
 
 
 def test_every_setting_of_the_app_has_a_variable():
-    from everifin_django.conf import SETTING_NAMES
-
-    assert set(environment.EVERIFIN_SETTINGS) == SETTING_NAMES
+    assert {setting.kind for setting in SETTINGS.values()} == environment.CONVERTERS.keys()
 
 
 def test_what_is_not_named_keeps_the_default_of_the_app(settings_with):
@@ -223,7 +222,7 @@ def test_beside_the_sandbox_only_the_checks_of_a_deployment_complain():
     assert manage("check", "--fail-level", "WARNING", **BESIDE_THE_SANDBOX).returncode == 0
     done = manage("check", "--deploy", **BESIDE_THE_SANDBOX)
     assert done.returncode != 0
-    assert "everifin_django.E016" in done.stderr
+    assert "everifin_django.E045" in done.stderr
 
 
 @pytest.mark.parametrize("module", ["wsgi", "asgi"])
@@ -245,8 +244,10 @@ def test_only_the_front_door_is_used():
     """What README does not name may change: the example does without."""
     documented = {
         "everifin_django.bank.accounts",
+        "everifin_django.conf",
         "everifin_django.decorators",
         "everifin_django.exceptions",
+        "everifin_django.signals",
         "everifin_django.bank.payments",
         "everifin_django.testing",
         "everifin_django.testing.sandbox",

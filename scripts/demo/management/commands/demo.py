@@ -20,7 +20,7 @@ import requests
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from example_project.environment import EVERIFIN_SETTINGS
+from everifin_django.conf import SETTINGS
 from scripts.demo.management.commands.demo_site import LOGIN
 from scripts.demo.walk import Walk
 from scripts.ports import HOST, unused_port
@@ -153,7 +153,7 @@ def example_site(port: int, sandbox: Any) -> Iterator[Site]:
 
 def environment(sandbox: Any, place: Path) -> dict[str, str]:
     """Return the site's: ours, but with *sandbox* for Everifin; a DATABASE_URL of ours counts."""
-    dropped = {*EVERIFIN_SETTINGS, "ALLOWED_HOSTS", "HTTPS"} - {"EVERIFIN_ENCRYPTION_KEYS"}
+    dropped = {*SETTINGS, "ALLOWED_HOSTS", "HTTPS"} - {"EVERIFIN_ENCRYPTION_KEYS"}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     return {
         "DATABASE_URL": f"sqlite:///{place / 'db.sqlite3'}",
