@@ -189,7 +189,7 @@ def measure_outage(seconds: float) -> bool:
 
 
 @contextmanager
-def connected_at_everifin() -> Iterator[tuple[Sandbox, Any, str, dict[str, str]]]:
+def connected_at_everifin() -> Iterator[tuple[Sandbox, Any, str, dict[str, Any]]]:
     """
     Give a slow Everifin over HTTP, a user who is connected there, their session, and the settings
     that lead there.
@@ -202,7 +202,11 @@ def connected_at_everifin() -> Iterator[tuple[Sandbox, Any, str, dict[str, str]]
 
     sandbox = Sandbox(rotation="strict", redirect_uris=("http://testserver/everifin/callback/",))
     with serve(sandbox) as server:
-        settings = {"EVERIFIN_IDP_URL": server.url, "EVERIFIN_API_URL": server.url}
+        settings: dict[str, Any] = {
+            "DEBUG": True,
+            "EVERIFIN_IDP_URL": server.url,
+            "EVERIFIN_API_URL": server.url,
+        }
         with override_settings(**settings):
             user, client = get_user_model().objects.create_user("holder"), Client()
             client.force_login(user)

@@ -244,13 +244,25 @@ class Url(Setting[str | None]):
 
 
 class BaseUrl(Setting[str]):
-    bounds, hint = f"{Url.bounds}; without a query", Url.hint
+    bounds, hint = Url.bounds.replace("user name", "query, user name"), Url.hint
 
     def clean(self, value: Any) -> str:
         return super().clean(value).rstrip("/")
 
     def is_valid(self, value: Any) -> object:
         return _is_url(value) and "?" not in value
+
+
+class IdpUrl(BaseUrl):
+    bounds = f"{BaseUrl.bounds}; and only while DEBUG is on"
+
+    def clean(self, value: Any) -> str:
+        url = super().clean(value)
+        if is_plain_loopback(url) and not settings.DEBUG:
+            raise _WrongValueError(
+                "is plain http to this machine, as the sandbox is, which needs DEBUG = True."
+            )
+        return url
 
 
 class Issuer(Setting[str]):
@@ -436,7 +448,7 @@ class ClientConf:
 class ServerConf:
     """Where Everifin is"""
 
-    idp_url = BaseUrl(
+    idp_url = IdpUrl(
         default="https://app.everifin.com",
         check_id="E023",
         meaning="The base URL of Everifin's identity provider.",

@@ -81,6 +81,7 @@ WRONG = [
     ("E004", {"EVERIFIN_ENCRYPTION_KEYS": [None]}),
     ("E005", {"EVERIFIN_ENCRYPTION_KEYS": [f"a:{KEY}", f"a:{KEY}"]}),
     ("E023", {"EVERIFIN_IDP_URL": "http://idp.test"}),
+    ("E023", {"EVERIFIN_IDP_URL": "http://127.0.0.1:8001"}),
     ("E024", {"EVERIFIN_API_URL": "api.test"}),
     ("E025", {"EVERIFIN_ISSUER": "http://idp.test/auth/realms/x"}),
     ("E026", {"EVERIFIN_REDIRECT_URI": "http://site.test/everifin/callback/"}),
@@ -166,7 +167,7 @@ def test_an_empty_secret_key_is_left_to_django():
 
 @pytest.mark.parametrize(("name", "check_id"), checks.PLAIN_HTTP_IDS.items())
 def test_the_sandbox_is_welcome_until_deployment(name, check_id):
-    with override_settings(**{**DEPLOYED, name: "http://127.0.0.1:8001"}):
+    with override_settings(**{**DEPLOYED, name: "http://127.0.0.1:8001", "DEBUG": True}):
         assert messages() == []
         (message,) = messages(deploy=True)
     assert (message.id, bool(message.hint)) == (f"everifin_django.{check_id}", True)

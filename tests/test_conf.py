@@ -47,7 +47,7 @@ RIGHT = {
     "EVERIFIN_CLIENT_SECRET": ["s e c r e t"],
     "EVERIFIN_ENCRYPTION_KEYS": [["a:b"], ("a:b", "c:d")],
     "EVERIFIN_KEY_PROVIDER": ["shop.keys.Vault", "keys.Vault"],
-    "EVERIFIN_IDP_URL": ["https://idp.test", "https://idp.test:8443/kc", "http://127.0.0.1:8001"],
+    "EVERIFIN_IDP_URL": ["https://idp.test", "https://idp.test:8443/kc"],
     "EVERIFIN_REALM": ["site", "a.b-c_d~e"],
     "EVERIFIN_ISSUER": ["https://idp.test/", "http://[::1]:8001/x"],
     "EVERIFIN_API_URL": ["https://api.test", "http://localhost:8001"],
@@ -296,6 +296,15 @@ def test_a_key_in_place_of_the_list_is_shown_nowhere(settings):
 def test_empty_texts_from_the_environment_count_as_unset(bare, settings, name):
     setattr(settings, name, "")
     assert read(name) == DEFAULTS[name]
+
+
+def test_the_identity_provider_is_reached_by_plain_http_in_development_only(settings):
+    settings.EVERIFIN_IDP_URL = "http://127.0.0.1:8001"
+    for use in (lambda: conf.issuer, lambda: conf.endpoint("token")):
+        with pytest.raises(ImproperlyConfigured, match=r"EVERIFIN_IDP_URL .* DEBUG = True"):
+            use()
+    settings.DEBUG = True
+    assert conf.endpoint("token").startswith("http://127.0.0.1:8001/")
 
 
 @pytest.mark.parametrize("name", ["EVERIFIN_IDP_URL", "EVERIFIN_API_URL"])

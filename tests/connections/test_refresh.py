@@ -264,6 +264,7 @@ class TestFaultTable:
 
     def test_f8_nothing_was_sent(self, overdue, monkeypatch, settings):
         settings.EVERIFIN_IDP_URL = "http://127.0.0.1:9"  # where nobody listens
+        settings.DEBUG = True
         with monkeypatch.context() as patch:
             patch.setattr(requests.Session, "get_adapter", WITHOUT_SANDBOX)
             self._assert_temporary(overdue, "unreachable")

@@ -29,7 +29,7 @@ DEPLOYED = {
 }
 BESIDE_THE_SANDBOX = {
     **DEPLOYED,
-    "DEBUG": "0",
+    "DEBUG": "1",
     "ALLOWED_HOSTS": "127.0.0.1",
     "EVERIFIN_IDP_URL": "http://127.0.0.1:8001",
     "EVERIFIN_API_URL": "http://127.0.0.1:8001",

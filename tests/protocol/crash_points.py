@@ -47,6 +47,7 @@ def crash_run(
     everifin.on_refresh = findings.records.append
     with serve(everifin) as server, (directory / "log").open("wb") as log:
         at_everifin = {
+            "DEBUG": True,
             "EVERIFIN_IDP_URL": server.url,
             "EVERIFIN_API_URL": server.url,
             "EVERIFIN_DEADLINE_SECONDS": deadline_seconds,

@@ -48,6 +48,7 @@ def test_an_everifin_that_is_down_is_left_alone(overdue, everifin, fault, reason
 
 def test_an_everifin_that_refuses_connections_is_left_alone(overdue, monkeypatch, settings):
     settings.EVERIFIN_IDP_URL = "http://127.0.0.1:9"  # where nobody listens
+    settings.DEBUG = True
     sent = []
 
     def get_adapter(session, url):

@@ -105,7 +105,11 @@ def test_f1_processes_that_need_a_new_token_at_once(
     """32 simultaneous requests through a real site, Everifin over HTTP, strict rotation."""
     sandbox = Sandbox(rotation="strict", redirect_uris=("http://testserver/everifin/callback/",))
     with serve(sandbox) as server:
-        at_everifin = {"EVERIFIN_IDP_URL": server.url, "EVERIFIN_API_URL": server.url}
+        at_everifin = {
+            "DEBUG": True,
+            "EVERIFIN_IDP_URL": server.url,
+            "EVERIFIN_API_URL": server.url,
+        }
         for name, value in at_everifin.items():
             setattr(settings, name, value)
         user = django_user_model.objects.create_user("holder")

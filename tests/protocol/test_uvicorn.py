@@ -120,6 +120,7 @@ def everifin(client, django_user_model, settings) -> Iterator[Everifin]:
     sandbox = Sandbox(rotation="strict", redirect_uris=("http://testserver/everifin/callback/",))
     with serve(sandbox) as server:
         settings.EVERIFIN_IDP_URL = settings.EVERIFIN_API_URL = server.url
+        settings.DEBUG = True
         client.force_login(django_user_model.objects.create_user("holder"))
         start = client.post("/everifin/connect/")
         client.get(sandbox.authorize(start["Location"]))
@@ -141,6 +142,7 @@ def everifin(client, django_user_model, settings) -> Iterator[Everifin]:
 @pytest.fixture
 def site(everifin, client, settings) -> Iterator[Site]:
     at_everifin = {
+        "DEBUG": settings.DEBUG,
         "EVERIFIN_IDP_URL": settings.EVERIFIN_IDP_URL,
         "EVERIFIN_API_URL": settings.EVERIFIN_API_URL,
     }

@@ -50,6 +50,7 @@ def example_site(server: str, told: Mapping[str, str], log: Path) -> Iterator[Si
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "example_project.settings",
         "DATABASE_URL": database_url(),
+        "DEBUG": "1",  # the identity provider is reached by plain http
         "SECRET_KEY": settings.SECRET_KEY,
         "ALLOWED_HOSTS": "127.0.0.1",
         "EVERIFIN_ENCRYPTION_KEYS": ",".join(settings.EVERIFIN_ENCRYPTION_KEYS),

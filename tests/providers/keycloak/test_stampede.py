@@ -38,7 +38,11 @@ def test_f1_processes_that_need_a_new_token_at_once(
 ):
     realm = strict_realm
     with serve(Bank(realm)) as bank:
-        there = {"EVERIFIN_IDP_URL": realm.keycloak.url, "EVERIFIN_API_URL": bank.url}
+        there = {
+            "DEBUG": True,
+            "EVERIFIN_IDP_URL": realm.keycloak.url,
+            "EVERIFIN_API_URL": bank.url,
+        }
         for name, value in there.items():
             setattr(settings, name, value)
         user = django_user_model.objects.create_user("holder")
