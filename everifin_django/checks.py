@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from importlib import metadata
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
+from django.http.request import split_domain_port, validate_host
 from django.utils.module_loading import import_string
 
 from everifin_django.conf import DEFAULT_KEY_PROVIDER, SETTINGS, conf, is_plain_loopback
@@ -27,6 +31,7 @@ from everifin_django.connections.key_rotation import UNREADABLE, keys_in_use
 from everifin_django.encryption import KEY_BYTES, Key, is_known, parse_key, parse_keys
 from everifin_django.exceptions import KeysUnavailableError
 from everifin_django.models import BankToken
+from everifin_django.web.login_flow import hosts_are_named
 
 MIDDLEWARE = "everifin_django.middleware.EverifinMiddleware"
 BACKEND = "everifin_django.backends.EverifinBackend"
@@ -34,6 +39,7 @@ AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 SIGNED_COOKIES = "django.contrib.sessions.backends.signed_cookies"
 SANDBOX_CLIENT_SECRET = "everifin-sandbox-secret"  # noqa: S105 - it guards nothing
 """What ``manage.py everifin_sandbox`` prints to paste, so everybody knows it."""
+REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+")
 REFERENCE = "docs/reference/settings.md"
 RETIRED_IDS = frozenset({"E007", "E008", "E016", "E018", "E022"})
 """Each of these stood for several complaints."""
@@ -54,10 +60,19 @@ def register() -> None:
         check_middleware,
         check_sessions,
         check_login,
+        check_hosts,
         check_names,
     ):
         checks.register(check, "everifin_django")
-    checks.register(check_deployment, "everifin_django", deploy=True)
+    for check in (
+        check_plain_http,
+        check_sandbox,
+        check_redirect_uri,
+        check_pkce,
+        check_session_cookie,
+        check_dependencies,
+    ):
+        checks.register(check, "everifin_django", deploy=True)
     checks.register(check_stored_keys, checks.Tags.database, deploy=True)
 
 
@@ -177,18 +192,31 @@ def check_login(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 def check_names(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     return [
-        checks.Warning(
+        _warning(
             f"{name} is not a setting of everifin_django.",
             hint=_suggest(name),
-            id="everifin_django.W001",
+            id="W001",
         )
         for name in sorted(dir(settings))
         if name.startswith("EVERIFIN_") and name not in SETTINGS
     ]
 
 
-def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    messages: list[CheckMessage] = [
+def check_hosts(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if _errors_of("EVERIFIN_REDIRECT_URI") or conf.redirect_uri or hosts_are_named():
+        return []
+    return [
+        _error(
+            "ALLOWED_HOSTS has a wildcard, so the URL that Everifin sends users back to cannot be "
+            "built from the request.",
+            id="E050",
+            hint="Set EVERIFIN_REDIRECT_URI, or name each host in ALLOWED_HOSTS in full.",
+        )
+    ]
+
+
+def check_plain_http(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    return [
         _error(
             f"{name} is a plain http URL on this machine: the sandbox, "
             "or a service nobody else can reach.",
@@ -198,41 +226,89 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
         for name, check_id in PLAIN_HTTP_IDS.items()
         if is_plain_loopback(str(_value_of(name)))
     ]
-    if getattr(settings, "EVERIFIN_CLIENT_SECRET", None) == SANDBOX_CLIENT_SECRET:
-        messages.append(
-            _error(
-                "EVERIFIN_CLIENT_SECRET is the one of the sandbox, which everybody knows.",
-                id="E020",
-                hint="Set it to the secret that Everifin gave you.",
-            )
+
+
+def check_sandbox(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if _value_of("EVERIFIN_CLIENT_SECRET") != SANDBOX_CLIENT_SECRET:
+        return []
+    return [
+        _error(
+            "EVERIFIN_CLIENT_SECRET is the one of the sandbox, which everybody knows.",
+            id="E020",
+            hint="Set it to the secret that Everifin gave you.",
         )
-    if not _errors_of("EVERIFIN_REDIRECT_URI") and conf.redirect_uri is None:
-        messages.append(
-            checks.Warning(
+    ]
+
+
+def check_redirect_uri(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if _errors_of("EVERIFIN_REDIRECT_URI"):
+        return []
+    if conf.redirect_uri is None:
+        return [
+            _warning(
                 "EVERIFIN_REDIRECT_URI is not set, so the URL that Everifin sends users back "
                 "to is built from the request.",
+                id="W002",
                 hint="Set it to the URL of this site's callback, as you gave it to Everifin.",
-                id="everifin_django.W002",
             )
+        ]
+    host, _port = split_domain_port(urlsplit(conf.redirect_uri).netloc)
+    is_local = is_plain_loopback(conf.redirect_uri)  # which check_plain_http reports
+    if is_local or not settings.ALLOWED_HOSTS or validate_host(host, settings.ALLOWED_HOSTS):
+        return []
+    return [
+        _warning(
+            "ALLOWED_HOSTS does not have the host of EVERIFIN_REDIRECT_URI, so Django refuses "
+            "users who come back from Everifin.",
+            id="W006",
+            hint="Add the host to ALLOWED_HOSTS. If a proxy of yours changes the host, silence "
+            "this warning by SILENCED_SYSTEM_CHECKS.",
         )
-    if _value_of("EVERIFIN_USE_PKCE") is False:
-        messages.append(
-            checks.Warning(
-                "EVERIFIN_USE_PKCE is False: others could use a stolen authorization code.",
-                hint="Set it to True, and ask Everifin to demand PKCE of your site.",
-                id="everifin_django.W005",
-            )
+    ]
+
+
+def check_pkce(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if _value_of("EVERIFIN_USE_PKCE") is not False:
+        return []
+    return [
+        _warning(
+            "EVERIFIN_USE_PKCE is False: others could use a stolen authorization code.",
+            id="W005",
+            hint="Set it to True, and ask Everifin to demand PKCE of your site.",
         )
-    if not settings.SESSION_COOKIE_SECURE:
-        messages.append(
-            checks.Warning(
-                "SESSION_COOKIE_SECURE is not set: the session cookie, and a login with it, can "
-                "travel in clear text.",
-                hint="Set SESSION_COOKIE_SECURE = True.",
-                id="everifin_django.W003",
-            )
+    ]
+
+
+def check_session_cookie(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    if settings.SESSION_COOKIE_SECURE:
+        return []
+    return [
+        _warning(
+            "SESSION_COOKIE_SECURE is not set: the session cookie, and a login with it, can "
+            "travel in clear text.",
+            id="W003",
+            hint="Set SESSION_COOKIE_SECURE = True.",
         )
-    return messages
+    ]
+
+
+def check_dependencies(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """Reads the metadata of installed packages: the floors are those this package declares."""
+    outdated = [
+        f"{name} {installed}"
+        for name, floors, excluded in _declared_floors()
+        if (installed := _installed(name)) and _is_outdated(installed, floors, excluded)
+    ]
+    if not outdated:
+        return []
+    return [
+        _warning(
+            f"Older than everifin_django asks for, with known security holes: "
+            f"{', '.join(outdated)}.",
+            id="W007",
+            hint="Upgrade them. pip does so when it installs everifin-django again with --upgrade.",
+        )
+    ]
 
 
 def check_stored_keys(
@@ -254,11 +330,11 @@ def check_stored_keys(
         # What is wrong with the keys themselves, ``check_keys`` says.
         return []
     return [
-        checks.Warning(
+        _warning(
             f"Stored tokens that cannot be opened, because {_cause(key_id)}: {count}.",
             hint="Put it back behind the newest one. `manage.py everifin_rotate_keys --status` "
             "says which keys are needed.",
-            id="everifin_django.W004",
+            id="W004",
         )
         for key_id, count in sorted(missing.items())
     ]
@@ -272,6 +348,10 @@ def _cause(key_id: str) -> str:
 
 def _error(message: str, *, id: str, hint: str) -> CheckMessage:  # noqa: A002 - Django's own word
     return checks.Error(message, hint=hint, id=f"everifin_django.{id}")
+
+
+def _warning(message: str, *, id: str, hint: str) -> CheckMessage:  # noqa: A002 - as above
+    return checks.Warning(message, hint=hint, id=f"everifin_django.{id}")
 
 
 def _errors_of(name: str) -> list[CheckMessage]:
@@ -306,6 +386,43 @@ def _derived_from_secret_key() -> set[bytes]:
     cut = secret[:KEY_BYTES].ljust(KEY_BYTES, b"\0")
     hashes = (hashlib.sha256, hashlib.sha3_256, hashlib.blake2s)
     return {cut, base64.b64encode(secret)[:KEY_BYTES], *(make(secret).digest() for make in hashes)}
+
+
+def _declared_floors() -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield name, lowest version and excluded versions of each package that this one needs."""
+    try:
+        requirements = metadata.requires("everifin-django") or []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    for requirement in requirements:
+        if found := REQUIREMENT.match(requirement):
+            versions = requirement.partition(";")[0]
+            excluded = re.findall(r"!=\s*([\d.]+)", versions)
+            yield found[0], re.findall(r">=\s*([\d.]+)", versions), excluded
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        # An extra that is not installed.
+        return None
+
+
+def _is_outdated(installed: str, floors: Iterable[str], excluded: Iterable[str]) -> bool:
+    version = _numbers(installed)
+    return any(version < _numbers(floor) for floor in floors) or any(
+        version == _numbers(one) for one in excluded
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers that *version* begins with, without zeros at the end: 6.0 is 6.0.0."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in found[0].split(".")] if found else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def _load(name: str) -> Any:

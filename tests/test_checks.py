@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 from django.conf import settings as site
 from django.contrib.auth.middleware import AuthenticationMiddleware
@@ -30,6 +31,7 @@ AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 SECRET_KEY = "a secret key of the site, long enough to be cut"
 WEIRD = [None, 5, -1.5, b"bytes", "ž\n", "", [], ["list"], {"a": 1}, {"set"}, len, object]
 DEPLOYED = {
+    "ALLOWED_HOSTS": ["site.test"],
     "EVERIFIN_CLIENT_SECRET": "a secret from Everifin",
     "EVERIFIN_REDIRECT_URI": "https://site.test/everifin/callback/",
     "SESSION_COOKIE_SECURE": True,
@@ -100,6 +102,8 @@ WRONG = [
     ("E014", {"SESSION_COOKIE_SAMESITE": "Strict"}),
     ("E014", {"SESSION_COOKIE_SAMESITE": "strict"}),
     ("E015", {"EVERIFIN_SCOPES": "ais"}),
+    ("E050", {"ALLOWED_HOSTS": ["*"]}),
+    ("E050", {"ALLOWED_HOSTS": [".site.test", "www.site.test"]}),
     ("E017", {"EVERIFIN_API_PATHS": {"nonsense": "/v1/nonsense"}}),
     ("E017", {"EVERIFIN_API_PATHS": {"account": "/v1/accounts"}}),
     ("E017", {"EVERIFIN_API_PATHS": {"banks": "v1/banks"}}),
@@ -188,6 +192,7 @@ def test_the_secret_of_the_sandbox_is_welcome_until_deployment():
         ("W002", {"EVERIFIN_REDIRECT_URI": None}),
         ("W002", {"EVERIFIN_REDIRECT_URI": ""}),
         ("W003", {"SESSION_COOKIE_SECURE": False}),
+        ("W006", {"ALLOWED_HOSTS": ["www.site.test", "other.test"]}),
         ("W005", {"EVERIFIN_USE_PKCE": False}),
     ],
 )
@@ -198,6 +203,48 @@ def test_a_deployment_is_warned(check_id, overrides):
     assert message.id == f"everifin_django.{check_id}"
     assert message.hint
     assert not message.is_serious()
+
+
+@pytest.mark.parametrize("hosts", [["*"], [".site.test"], ["SITE.TEST"]])
+def test_a_callback_on_an_allowed_host_is_silent(hosts):
+    with override_settings(**{**DEPLOYED, "ALLOWED_HOSTS": hosts}):
+        assert messages(deploy=True) == []
+
+
+class TestDependencies:
+    """The floors are read from the metadata that the package is installed with."""
+
+    @pytest.fixture
+    def needs(self, monkeypatch, tmp_path):
+        """Give a function that has the package installed with other requirements."""
+
+        def needs(*requirements: str) -> list[CheckMessage]:
+            info = tmp_path / "everifin_django-9.dist-info"
+            info.mkdir()
+            lines = [f"Requires-Dist: {one}\n" for one in requirements]
+            head = "Metadata-Version: 2.1\nName: everifin-django\nVersion: 9\n"
+            (info / "METADATA").write_text(head + "".join(lines))
+            monkeypatch.syspath_prepend(tmp_path)
+            with override_settings(**DEPLOYED):
+                return messages(deploy=True)
+
+        return needs
+
+    @pytest.mark.parametrize(
+        "requirement",
+        ["django>=1000", "urllib3>=1.26,!=0.1,>=99.1", f"django!={django.__version__}"],
+    )
+    def test_one_with_known_holes_is_named(self, needs, requirement):
+        (message,) = needs("requests>=2", requirement)
+        assert message.id == "everifin_django.W007"
+        assert re.search(r": (django|urllib3) [\d.]+\w*\.$", message.msg)
+
+    @pytest.mark.parametrize(
+        "requirement",
+        ["django>=4.2", "urllib3", "no-such-package>=1000", "celery>=1000; extra == 'celery'"],
+    )
+    def test_others_are_silent(self, needs, requirement):
+        assert needs(requirement) == []
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
@@ -220,7 +267,7 @@ def test_a_wrong_value_of_any_setting_is_found(name):
 def test_each_complaint_has_an_id_of_its_own():
     source = Path(checks.__file__).read_text(encoding="utf-8")
     retired = source[source.index("RETIRED_IDS =") : source.index('"""Each of these')]
-    used = re.findall(r'"(?:everifin_django\.)?([EW]\d{3})"', source.replace(retired, ""))
+    used = re.findall(r'"([EW]\d{3})"', source.replace(retired, ""))
     used += [setting.check_id for setting in SETTINGS.values()]
     assert sorted(used) == sorted(set(used))
     assert checks.RETIRED_IDS.isdisjoint(used)
