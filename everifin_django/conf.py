@@ -567,6 +567,14 @@ class LogoutConf:
 class TimeConf:
     """Time"""
 
+    login_lifetime_seconds = WholeNumber(
+        default=600,
+        least=60,
+        most=3600,
+        check_id="E051",
+        meaning="How long a user may take at Everifin to log in or connect. Afterwards the user "
+        "has to begin again.",
+    )
     connect_timeout_seconds = Seconds(
         default=3,
         check_id="E028",

@@ -1,9 +1,9 @@
 """
 The way to Everifin and back, as the visitor's session remembers it.
 
-A flow is begun by a POST, lives ten minutes in this very session, and ends with the first answer
-that names its state: the state is burned by inserting its hash, so of two answers at once only one
-goes on.
+A flow is begun by a POST, lives for EVERIFIN_LOGIN_LIFETIME_SECONDS in this very session, and ends
+with the first answer that names its state: the state is consumed by inserting its hash, so of two
+answers at once only one goes on.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from everifin_django.secret import Secret
 
 SESSION_KEY = "everifin_flows"
 MAX_FLOWS = 10
-LIFETIME_SECONDS = 600
-SPENT_STATES_KEPT = timedelta(hours=1)
+SPENT_STATES_KEPT = timedelta(hours=2)  # longer than any login may take
 MAX_NEXT_LENGTH = 2000
 
 
@@ -90,7 +89,7 @@ def finish(request: HttpRequest, state: Secret) -> Flow:
         raise LoginError("session_ended") from None
     if not consume_once(state.reveal()):
         raise LoginError("state_spent")
-    if time.time() - flow.started > LIFETIME_SECONDS:
+    if time.time() - flow.started > conf.login_lifetime_seconds:
         raise LoginError("state_expired")
     if flow.issuer != conf.issuer:
         raise LoginError("issuer_changed")

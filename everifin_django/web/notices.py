@@ -39,7 +39,7 @@ NOTICES: Mapping[str, Notice] = {
     EXPIRED: Notice(
         _("That took too long"),
         _(
-            "For your safety this step has to be finished within ten minutes and only once. "
+            "For your safety this step has to be finished within a short time and only once. "
             "Please start again."
         ),
     ),
