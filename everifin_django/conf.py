@@ -552,6 +552,12 @@ class LogoutConf:
         meaning="Logging out leads the browser through Everifin's logout, and back to this URL. "
         "Everifin has to know the URL.",
     )
+    revocation_url = Url(
+        default=None,
+        check_id="E053",
+        meaning="The URL at which refresh tokens are revoked (RFC 7009), for an identity provider "
+        "that has one. Without it, they end by the identity provider's logout.",
+    )
     legacy_logout = Flag(
         default=False,
         check_id="E040",

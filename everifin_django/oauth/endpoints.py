@@ -102,18 +102,33 @@ def refresh(refresh_token: Secret, *, deadline_seconds: float | None = None) -> 
 @hides_frames
 def end_session(refresh_token: Secret, *, deadline_seconds: float | None = None) -> None:
     """
-    End the session at Everifin that *refresh_token* belongs to. A token that is dead already counts
-    as ended.
+    End the session at Everifin that *refresh_token* belongs to; with EVERIFIN_REVOCATION_URL,
+    revoke the token there. A token that is dead already counts as ended.
 
     One request. An access token stays good for the rest of its life.
     Errors: RefusedError (the client is refused); UnavailableError.
     Source: Everifin documents that logout ends the refresh token; the form fields are Keycloak's
-    (inferred).
+    (inferred). RFC 7009, section 2, for the revocation.
     """
-    answer = _post("logout", {"refresh_token": refresh_token}, deadline_seconds=deadline_seconds)
-    # Also 200 is no logout: it may be the page of a proxy that never asked Everifin.
-    if answer.status != 204 and _refusal(answer) != "invalid_grant":
+    if conf.revocation_url:
+        form: Form = {"token": refresh_token, "token_type_hint": "refresh_token"}
+        answer = _post(conf.revocation_url, form, deadline_seconds=deadline_seconds)
+        is_ended = answer.status == 200 and _is_no_page(answer)
+    else:
+        form = {"refresh_token": refresh_token}
+        answer = _post(conf.endpoint("logout"), form, deadline_seconds=deadline_seconds)
+        # Also 200 is no logout: it may be the page of a proxy that never asked Everifin.
+        is_ended = answer.status == 204 or _refusal(answer) == "invalid_grant"
+    if not is_ended:
         raise _failure(answer)
+
+
+def _is_no_page(answer: Answer) -> bool:
+    """Is the body empty or JSON? A proxy that never asked Everifin answers with a page."""
+    try:
+        return not answer.body.strip() or answer.json() is not None
+    except AnswerError:
+        return False
 
 
 @hides_frames
@@ -148,7 +163,7 @@ def _ask_for_tokens(form: Form, *, deadline_seconds: float | None = None) -> Tok
     cannot be read.
     """
     issued_at = timezone.now()
-    answer = _post("token", form, deadline_seconds=deadline_seconds)
+    answer = _post(conf.endpoint("token"), form, deadline_seconds=deadline_seconds)
     if not 200 <= answer.status < 300:
         raise _failure(answer)
     try:
@@ -157,7 +172,7 @@ def _ask_for_tokens(form: Form, *, deadline_seconds: float | None = None) -> Tok
         raise answer.error(AnswerLostError, "without usable tokens") from error
 
 
-def _post(endpoint: str, form: Form, *, deadline_seconds: float | None) -> Answer:
+def _post(url: str, form: Form, *, deadline_seconds: float | None) -> Answer:
     headers: dict[str, str | Secret] = {
         "Accept": "application/json",
         "Accept-Encoding": "identity",
@@ -169,7 +184,7 @@ def _post(endpoint: str, form: Form, *, deadline_seconds: float | None) -> Answe
         form = {**form, "client_id": conf.client_id, "client_secret": Secret(conf.client_secret)}
     return send(
         "POST",
-        conf.endpoint(endpoint),
+        url,
         headers=headers,
         form=form,
         max_bytes=MAX_BYTES,

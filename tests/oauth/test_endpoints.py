@@ -493,6 +493,49 @@ class TestFailures:
         assert 90 < refused(refresh_canary, UnavailableError).retry_after_seconds <= 100
 
 
+class TestRevocation:
+    """A token is revoked at EVERIFIN_REVOCATION_URL, where a site names one (RFC 7009)."""
+
+    @pytest.fixture(autouse=True)
+    def _at_the_sandbox(self, settings):
+        settings.EVERIFIN_REVOCATION_URL = conf.endpoint("revoke")
+
+    def test_the_grant_is_over(self, granted, everifin):
+        end_session(granted.refresh)
+        assert everifin.live_sessions() == 0
+        assert everifin.calls["logout"] == 0
+        assert everifin.last_request["revoke"].form == {
+            "token": granted.refresh.reveal(),
+            "token_type_hint": "refresh_token",
+            "client_id": "everifin-sandbox",
+            "client_secret": "everifin-sandbox-secret",
+        }
+
+    def test_a_token_that_is_dead_already_counts(self, granted, everifin):
+        end_session(granted.refresh)
+        end_session(granted.refresh)
+        end_session(Secret("unknown"))
+        assert everifin.calls["revoke"] == 3
+
+    def test_an_empty_object_counts_too(self, everifin):
+        everifin.faults.add("revoke", status=200, body={})
+        end_session(Secret(CANARY))
+
+    @pytest.mark.parametrize("status", [302, 403, 404, 429, 500, 503])
+    def test_a_page_is_no_revocation(self, everifin, status):
+        everifin.faults.add("revoke", html=True, status=status)
+        refused(lambda: end_session(Secret(CANARY)), UnavailableError)
+
+    def test_a_page_with_status_200_leaves_it_open(self, everifin):
+        everifin.faults.add("revoke", html=True, status=200)
+        refused(lambda: end_session(Secret(CANARY)), AnswerLostError)
+
+    @pytest.mark.parametrize("word", ["invalid_client", "unsupported_token_type"])
+    def test_a_refusal_is_named(self, everifin, word):
+        everifin.faults.add("revoke", status=400, body={"error": word})
+        assert refused(lambda: end_session(Secret(CANARY)), RefusedError).code == word
+
+
 class TestEndSession:
     def test_the_session_is_over(self, granted, everifin):
         end_session(granted.refresh)
