@@ -155,12 +155,13 @@ def _published_keys(uri: str) -> Sequence[SigningKey]:
     """The usable keys at *uri*, empty if they cannot be had. One request."""
     try:
         answer = send("GET", uri, headers={"Accept": "application/json"}, max_bytes=MAX_BYTES)
-        return _keys_in(answer.json() if answer.status == 200 else None)
+        return keys_in(answer.json() if answer.status == 200 else None)
     except APIError:
         return ()
 
 
-def _keys_in(decoded: Any) -> Sequence[SigningKey]:
+def keys_in(decoded: Any) -> Sequence[SigningKey]:
+    """Return the keys of a decoded JWKS that can verify a token."""
     jwks = decoded.get("keys") if isinstance(decoded, dict) else None
     if not isinstance(jwks, list):
         return ()

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import formatdate
 from http import HTTPStatus
 from http.client import HTTPMessage, RemoteDisconnected
 from typing import Any
@@ -143,6 +144,9 @@ def _run(app: WSGIApplication, environ: dict[str, Any]) -> HTTPResponse:
         if close is not None:
             close()
     status, headers = started[-1]
+    if "Date" not in dict(headers):
+        # A server adds it. Source: RFC 9110, section 6.6.1.
+        headers = [*headers, ("Date", formatdate(usegmt=True))]
     return _urllib3_response(environ["REQUEST_METHOD"], status, headers, b"".join(written))
 
 

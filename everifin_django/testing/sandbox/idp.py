@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, QueryDict
+from django.utils.http import http_date
 from oauthlib.common import Request, add_params_to_uri
 from oauthlib.oauth2.rfc6749 import errors
 
@@ -209,7 +210,7 @@ def discovery(state: State, request: HttpRequest) -> HttpResponse:
     """Source: OpenID Connect Discovery 1.0, section 3; the values are those of a Keycloak."""
     base = f"{state.issuer}/protocol/openid-connect"
     client_authentication = ["client_secret_basic", "client_secret_post"]
-    return _json(
+    response = _json(
         {
             "issuer": state.issuer,
             "authorization_endpoint": f"{base}/auth",
@@ -230,6 +231,8 @@ def discovery(state: State, request: HttpRequest) -> HttpResponse:
             "authorization_response_iss_parameter_supported": True,
         }
     )
+    response["Date"] = http_date(state.now())
+    return response
 
 
 def _logout_by_refresh_token(state: State, request: HttpRequest) -> HttpResponse:
