@@ -35,6 +35,12 @@ MAX_NAME = 255
 MAX_SECRET = 2000
 MAX_ENTRIES = 100
 
+SIGNING_ALGORITHMS = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA"),
+)
+"""Asymmetric ones only: whoever verifies must not be able to sign."""
+
 REALM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,254}")
 SCOPES = re.compile(r" *[!#-\[\]-~]+(?: +[!#-\[\]-~]+)* *")
 """Source: RFC 6749, section 3.3."""
@@ -186,6 +192,16 @@ class Choice(Setting[str]):
 
     def is_valid(self, value: Any) -> object:
         return isinstance(value, str) and value in self.choices
+
+
+class Algorithm(Setting[str | None]):
+    bounds = " or ".join(f'"{name}"' for name in SIGNING_ALGORITHMS)
+
+    def clean(self, value: Any) -> str | None:
+        return None if _is_unset(value) else super().clean(value)
+
+    def is_valid(self, value: Any) -> object:
+        return isinstance(value, str) and value in SIGNING_ALGORITHMS
 
 
 class Pattern(Setting[str]):
@@ -532,6 +548,15 @@ class LoginConf:
         check_id="E036",
         meaning="A response of the identity provider without `iss` (RFC 9207) is refused. A wrong "
         "`iss` is always refused.",
+    )
+    id_token_alg = Algorithm(
+        default=None,
+        check_id="E055",
+        meaning="The algorithm by which Everifin signs ID tokens and logout tokens for your "
+        "client. Tokens of any other are refused.",
+        default_shown="for ID tokens any of the algorithms, for logout tokens that of the last ID "
+        "token",
+        hint="Take the algorithm that your client is registered with.",
     )
     client_auth = Choice(
         default="client_secret_post",

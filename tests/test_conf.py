@@ -23,6 +23,7 @@ DEFAULTS = {
     "EVERIFIN_KEY_PROVIDER": "everifin_django.encryption.SettingsKeys",
     "EVERIFIN_USE_PKCE": True,
     "EVERIFIN_REQUIRE_ISS": False,
+    "EVERIFIN_ID_TOKEN_ALG": None,
     "EVERIFIN_CLIENT_AUTH": "client_secret_post",
     "EVERIFIN_REDIRECT_URI": None,
     "EVERIFIN_CREATE_USERS": True,
@@ -56,6 +57,7 @@ RIGHT = {
     "EVERIFIN_SCOPES": ["ais", "openid ais pis"],
     "EVERIFIN_USE_PKCE": [True, False],
     "EVERIFIN_REQUIRE_ISS": [True, False],
+    "EVERIFIN_ID_TOKEN_ALG": ["RS256", "EdDSA"],
     "EVERIFIN_CLIENT_AUTH": ["client_secret_post", "client_secret_basic"],
     "EVERIFIN_REDIRECT_URI": ["https://site.test/back/?x=1"],
     "EVERIFIN_CREATE_USERS": [True, False],
@@ -152,6 +154,7 @@ WRONG = {
     ],
     "EVERIFIN_USE_PKCE": ["False", 0, 1, ""],
     "EVERIFIN_REQUIRE_ISS": ["False", 0, 1, ""],
+    "EVERIFIN_ID_TOKEN_ALG": ["HS256", "none", "rs256", ["RS256"]],
     "EVERIFIN_CLIENT_AUTH": ["", "Body", "post"],
     "EVERIFIN_REDIRECT_URI": ADDRESSES,
     "EVERIFIN_CREATE_USERS": ["False", 0, 1, ""],
@@ -182,6 +185,7 @@ WRONG = {
 }
 WEIRD = [None, 5, -1.5, b"bytes", "ž\n", ["list"], {"a": 1}, {"set"}, len, object]
 ALLOWS_NONE = {
+    "EVERIFIN_ID_TOKEN_ALG",
     "EVERIFIN_REVOCATION_URL",
     "EVERIFIN_ISSUER",
     "EVERIFIN_REDIRECT_URI",

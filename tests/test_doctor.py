@@ -102,6 +102,7 @@ def test_a_wrong_setting_is_an_error_with_what_to_write(deployed, name, value, a
         ({"token_endpoint": "https://idp.everifin.test/token"}, "token_endpoint"),
         ({"code_challenge_methods_supported": ["plain"]}, "S256"),
         ({"id_token_signing_alg_values_supported": ["HS256"]}, "ID tokens"),
+        ({"id_token_signing_alg_values_supported": []}, "ID tokens"),
         ({"token_endpoint_auth_methods_supported": ["private_key_jwt"]}, "client_secret_post"),
         ({"authorization_response_iss_parameter_supported": False}, "EVERIFIN_REQUIRE_ISS"),
         ({"require_pushed_authorization_requests": True}, "Pushed"),

@@ -21,7 +21,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 
-from everifin_django.conf import conf
+from everifin_django.conf import SIGNING_ALGORITHMS, conf
 from everifin_django.encryption import EncryptionContext, active_key, open_sealed, seal
 from everifin_django.exceptions import APIError, KeysUnavailableError, TokenUnreadableError
 from everifin_django.http.client import Answer, send
@@ -34,8 +34,6 @@ MAX_CLOCK_SECONDS = 30
 FEW_BYTES = 12
 """A random key of 32 bytes has fewer different ones than this once in 10**20 times."""
 
-ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384",
-                        "ES512", "EdDSA"})  # fmt: skip
 ENDPOINTS = {
     "authorization_endpoint": "auth",
     "token_endpoint": "token",
@@ -190,7 +188,8 @@ def _compare_login(document: Mapping[str, Any]) -> Words:
     """Only what the document lists is compared: what it leaves out may be there."""
     if conf.use_pkce and not _lists(document, "code_challenge_methods_supported", {"S256"}):
         yield "error", "The identity provider does not know PKCE with S256.", "Ask Everifin for it."
-    if not _lists(document, "id_token_signing_alg_values_supported", ALGORITHMS):
+    ours = {conf.id_token_alg} if conf.id_token_alg else SIGNING_ALGORITHMS
+    if not _lists(document, "id_token_signing_alg_values_supported", ours):
         yield "error", "ID tokens are signed in no way that this app verifies.", "Ask for RS256."
     if not _lists(document, "token_endpoint_auth_methods_supported", {conf.client_auth}):
         hint = f"Choose one of {_shown(document['token_endpoint_auth_methods_supported'])}."

@@ -106,6 +106,8 @@ def verify_id_token(
     header, claims = _verified(token, require=("exp", "iat", "iss", "sub", "aud"))
     if header.get("typ", "JWT") != "JWT" or claims.get("typ", "ID") != "ID":
         raise LoginError("id_token_type")
+    if conf.id_token_alg not in (None, header["alg"]):
+        raise LoginError("id_token_alg")
     if not _is_for_us(claims):
         raise LoginError("id_token_audience")
     if claims.get("azp", conf.client_id) != conf.client_id:
@@ -177,14 +179,14 @@ def verify_logout_token(token: Secret) -> LogoutToken:
     Return what a logout token says.
 
     No request while the signing keys are cached. ``exp`` and the header's ``typ`` may be missing,
-    as some providers leave them out. Its algorithm is that of the last ID token that this process
-    verified.
+    as some providers leave them out. Its algorithm is EVERIFIN_ID_TOKEN_ALG, or else that of the
+    last ID token that this process verified.
 
     Errors: LoginError with the reason; UnavailableError if the keys cannot be had. Source: OpenID
     Connect Back-Channel Logout 1.0, sections 2.4 and 2.6.
     """
     header, claims = _verified(token, require=("iat", "iss", "aud", "jti", "events"))
-    if signing_keys().id_token_algorithm not in (None, header["alg"]):
+    if (conf.id_token_alg or signing_keys().id_token_algorithm) not in (None, header["alg"]):
         raise LoginError("logout_token_alg")
     if not _is_logout(header, claims):
         raise LoginError("logout_token_type")

@@ -55,6 +55,18 @@ from tests.support.malicious_server import report
 from tests.testing import Site
 
 
+class TestRegisteredAlgorithm:
+    """EVERIFIN_ID_TOKEN_ALG names the one that the client is registered with."""
+
+    def test_a_token_of_another_one_is_refused(self, token, settings):
+        settings.EVERIFIN_ID_TOKEN_ALG = "ES256"
+        assert refusal(token()) == "id_token_alg"
+
+    def test_a_token_of_that_one_is_believed(self, token, settings):
+        settings.EVERIFIN_ID_TOKEN_ALG = "RS256"
+        assert verify(token())["email"]
+
+
 class TestRightTokens:
     def test_a_real_login_is_believed(self, everifin):
         site = Site(everifin)
@@ -454,7 +466,7 @@ class TestLogoutTokens:
         self.refusal(logout(iat=int(time.time()) + seconds, exp=exp))
         verify_logout_token(Secret(logout(iat=int(time.time()) - 100, exp=exp)))
 
-    def test_its_algorithm_is_that_of_this_issuers_id_tokens(self, publish, keys, everifin):
+    def test_its_algorithm_is_that_of_this_issuers_id_tokens(self, publish, keys, settings):
         publish(jwk(keys["RSA"]), jwk(keys["P-256"], kid="two"))
         said = claims(jti="one", sid="s-1", events=self.EVENTS, typ=..., nonce=...)
 
@@ -465,6 +477,10 @@ class TestLogoutTokens:
         assert verify_logout_token(Secret(logout("RSA", "RS256", "one"))).sid == "s-1"
         for other in (logout("P-256", "ES256", "two"), logout("RSA", "PS256", "one")):
             assert self.refusal(other) == "logout_token_alg"
+
+        settings.EVERIFIN_ID_TOKEN_ALG = "ES256"
+        assert self.refusal(logout("RSA", "RS256", "one")) == "logout_token_alg"
+        assert verify_logout_token(Secret(logout("P-256", "ES256", "two"))).sid == "s-1"
 
 
 class TestSession:
