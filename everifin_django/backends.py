@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import uuid
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -51,12 +52,13 @@ class HiddenClaims(dict[str, Any]):
 class Grant:
     """
     What a login code was exchanged for. *claims* are those of the verified ID token, None if there
-    was none.
+    was none; *login_session_id* names the record of the login, once it is stored.
     """
 
     tokens: TokenSet
     identity: Identity | None = field(repr=False)
     claims: Claims | None = field(repr=False)
+    login_session_id: uuid.UUID = field(default_factory=uuid.uuid4)
 
 
 class EverifinBackend(ClaimsBackend, ModelBackend):
@@ -149,9 +151,7 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
             identity = id_token.identity_of(claims)
             if self.link is None:
                 links.create(user, identity, LoginLink.MadeBy.LOGIN)
-            saved = grants.save_login_grant(user, grant.tokens, identity)
-        if saved is None:
-            revocation.revoke_unused(grant.tokens, "not_connected")
+            grants.save_login_grant(user, grant.tokens, identity, grant.login_session_id)
         return user
 
     def filter_users_by_claims(self, claims: Claims) -> Any:

@@ -61,6 +61,7 @@ def register() -> None:
         check_middleware,
         check_sessions,
         check_login,
+        check_logout,
         check_hosts,
         check_names,
     ):
@@ -70,6 +71,7 @@ def register() -> None:
         check_sandbox,
         check_redirect_uri,
         check_pkce,
+        check_logout_of_browsers,
         check_session_cookie,
         check_dependencies,
     ):
@@ -176,9 +178,8 @@ def check_sessions(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 
 
 def check_login(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    is_login = any(_is_kind_of(_load(name), BACKEND) for name in settings.AUTHENTICATION_BACKENDS)
     scopes = _value_of("EVERIFIN_SCOPES")
-    if not is_login or scopes is None or "openid" in scopes.split():
+    if not _logs_users_in() or scopes is None or "openid" in scopes.split():
         return []
     return [
         _error(
@@ -189,6 +190,25 @@ def check_login(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             "connecting works without it.",
         )
     ]
+
+
+def check_logout(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    scopes = _value_of("EVERIFIN_SCOPES")
+    is_right = scopes is None or "offline_access" in scopes.split() or not _logs_users_in()
+    if is_right or _value_of("EVERIFIN_LOGOUT_ENDS_CONNECTION") is not False:
+        return []
+    return [
+        _error(
+            "EVERIFIN_LOGOUT_ENDS_CONNECTION is False, but without offline_access a connection "
+            "ends with the session at Everifin.",
+            id="E057",
+            hint='Add "offline_access" to EVERIFIN_SCOPES, or leave the setting at True.',
+        )
+    ]
+
+
+def _logs_users_in() -> bool:
+    return any(_is_kind_of(_load(name), BACKEND) for name in settings.AUTHENTICATION_BACKENDS)
 
 
 def check_names(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
@@ -276,6 +296,20 @@ def check_pkce(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             "EVERIFIN_USE_PKCE is False: others could use a stolen authorization code.",
             id="W005",
             hint="Set it to True, and ask Everifin to demand PKCE of your site.",
+        )
+    ]
+
+
+def check_logout_of_browsers(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    keeps_connection = _value_of("EVERIFIN_LOGOUT_ENDS_CONNECTION") is False
+    if not keeps_connection or getattr(settings, "EVERIFIN_POST_LOGOUT_REDIRECT_URI", None):
+        return []
+    return [
+        _warning(
+            "EVERIFIN_LOGOUT_ENDS_CONNECTION is False, and nothing ends the browser's session at "
+            "Everifin when a user logs out.",
+            id="W008",
+            hint="Set EVERIFIN_POST_LOGOUT_REDIRECT_URI: the browser then logs out there, too.",
         )
     ]
 

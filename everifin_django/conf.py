@@ -583,6 +583,12 @@ class LogoutConf:
         meaning="The URL at which refresh tokens are revoked (RFC 7009), for an identity provider "
         "that has one. Without it, they end by the identity provider's logout.",
     )
+    logout_ends_connection = Flag(
+        default=True,
+        check_id="E056",
+        meaning="Logging out ends the connection. `False` keeps one that was granted with "
+        "`offline_access`, and needs that scope where `EverifinBackend` is installed.",
+    )
     legacy_logout = Flag(
         default=False,
         check_id="E040",

@@ -18,6 +18,7 @@ from django.utils.functional import SimpleLazyObject
 from everifin_django.conf import conf
 from everifin_django.decorators import required_scopes
 from everifin_django.exceptions import EverifinError
+from everifin_django.models import LOGIN_SESSION_KEY
 
 __all__ = ["EverifinMiddleware"]
 
@@ -50,7 +51,18 @@ class EverifinMiddleware:
 
     def __call__(self, request: HttpRequest) -> Any:
         request.everifin = SimpleLazyObject(lambda: _everifin(request))  # type: ignore[attr-defined]
-        return self.get_response(request)
+        if self.is_async:
+            return self._acall(request)
+        response = self.get_response(request)
+        if _has_changed(request):
+            _follow(request, response)
+        return response
+
+    async def _acall(self, request: HttpRequest) -> Any:
+        response = await self.get_response(request)
+        if _has_changed(request):
+            await sync_to_async(_follow)(request, response)
+        return response
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         return _answer(request, exception) if isinstance(exception, EverifinError) else None
@@ -123,3 +135,21 @@ def _answer(request: HttpRequest, error: Exception) -> HttpResponse | None:
     from everifin_django.web.responses import answer_for  # as above: only when something failed
 
     return answer_for(request, error)
+
+
+def _has_changed(request: Any) -> bool:
+    """Is there anything to do for a login with Everifin? Most pages pay for two look-ups."""
+    if getattr(request, "everifin_logged_out", None) is not None:
+        return True
+    session = getattr(request, "session", None)
+    if session is None or not session.accessed or session.get(LOGIN_SESSION_KEY) is None:
+        return False
+    from everifin_django.web.browser_session import has_changed  # for logins with Everifin alone
+
+    return has_changed(request)
+
+
+def _follow(request: HttpRequest, response: HttpResponse) -> None:
+    from everifin_django.web.browser_session import follow  # as above
+
+    follow(request, response.status_code)

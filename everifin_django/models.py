@@ -109,6 +109,8 @@ class BankToken(models.Model):
         max_length=64, unique=True, null=True, editable=False
     )
     sid = models.CharField(_("session at Everifin"), max_length=255, blank=True, db_index=True)
+    # The login whose browser the grant came from; None for one that a password user connected.
+    login_session_id = models.UUIDField(null=True, editable=False)
 
     access_ciphertext = models.TextField(blank=True, editable=False)
     refresh_ciphertext = models.TextField(blank=True, editable=False)
@@ -303,7 +305,7 @@ class SpentState(models.Model):
     """
 
     digest = models.CharField(max_length=64, primary_key=True)
-    spent_at = models.DateTimeField(auto_now_add=True, db_index=True)
+    spent_at = models.DateTimeField(default=timezone.now, db_index=True)
 
     class Meta:
         verbose_name = _("spent login state")
@@ -313,21 +315,65 @@ class SpentState(models.Model):
         return str(self.spent_at)
 
 
+LOGIN_SESSION_KEY = "everifin_login"
+"""Under this name the browser's Django session names its record."""
+
+
 class LoginSession(models.Model):
     """
-    A session of this site that a login with Everifin began, so that Everifin can end it.
+    The record of one login with Everifin in one browser.
 
-    Filled only with EVERIFIN_BACKCHANNEL_LOGOUT. A session is found by what Everifin names, never
-    by looking through all of them.
+    The browser's Django session names the record by its id, and the record holds the encrypted list
+    of that session's keys: the table alone gives nobody a session.
     """
 
-    session_key = models.CharField(max_length=128, primary_key=True)
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
     sid = models.CharField(max_length=255, blank=True, db_index=True)
+    has_ended_sid = models.BooleanField(default=False)
     identity_digest = models.CharField(max_length=64, db_index=True)
+    session_keys_ciphertext = models.TextField(blank=True, editable=False)
+    id_ciphertext = models.TextField(blank=True, editable=False)
+    # Only while the grant is not the connection's.
+    refresh_ciphertext = models.TextField(blank=True, editable=False)
+    refresh_expires_at = models.DateTimeField(null=True)
+    scope = models.CharField(max_length=1024, blank=True)
+    version = models.PositiveBigIntegerField(default=0)
+    check_after = models.DateTimeField(db_index=True)
+    created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
-        verbose_name = _("session begun with Everifin")
-        verbose_name_plural = _("sessions begun with Everifin")
+        verbose_name = _("login session")
+        verbose_name_plural = _("login sessions")
 
     def __str__(self) -> str:
-        return self.sid
+        return str(self.pk)
+
+    def encryption_context(self, kind: TokenKind) -> EncryptionContext:
+        return EncryptionContext(connection_id=str(self.pk), user_pk=str(self.user_id), kind=kind)
+
+    def open_token(self, kind: TokenKind) -> Secret | None:
+        """
+        Return the decrypted refresh or ID token; None where there is none.
+
+        Errors: UnknownKeyError, TamperedError, MalformedError. The row is not touched.
+        """
+        sealed = getattr(self, f"{kind}_ciphertext")
+        return open_sealed(sealed, self.encryption_context(kind)) if sealed else None
+
+
+class LogoutSeen(models.Model):
+    """
+    The hash of a session, or of a user, that Everifin has logged out: a login which that logout
+    overtook is refused. Kept for 15 minutes.
+    """
+
+    digest = models.CharField(max_length=64, primary_key=True)
+    seen_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        verbose_name = _("logout seen")
+        verbose_name_plural = _("logouts seen")
+
+    def __str__(self) -> str:
+        return str(self.seen_at)

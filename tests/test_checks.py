@@ -102,6 +102,7 @@ WRONG = [
     ("E014", {"SESSION_COOKIE_SAMESITE": "Strict"}),
     ("E014", {"SESSION_COOKIE_SAMESITE": "strict"}),
     ("E015", {"EVERIFIN_SCOPES": "ais"}),
+    ("E057", {"EVERIFIN_LOGOUT_ENDS_CONNECTION": False}),
     ("E050", {"ALLOWED_HOSTS": ["*"]}),
     ("E050", {"ALLOWED_HOSTS": [".site.test", "www.site.test"]}),
     ("E017", {"EVERIFIN_API_PATHS": {"nonsense": "/v1/nonsense"}}),
@@ -194,6 +195,13 @@ def test_the_secret_of_the_sandbox_is_welcome_until_deployment():
         ("W003", {"SESSION_COOKIE_SECURE": False}),
         ("W006", {"ALLOWED_HOSTS": ["www.site.test", "other.test"]}),
         ("W005", {"EVERIFIN_USE_PKCE": False}),
+        (
+            "W008",
+            {
+                "EVERIFIN_LOGOUT_ENDS_CONNECTION": False,
+                "EVERIFIN_SCOPES": "openid ais offline_access",
+            },
+        ),
     ],
 )
 def test_a_deployment_is_warned(check_id, overrides):

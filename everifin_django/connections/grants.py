@@ -6,6 +6,7 @@ user.
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +21,8 @@ from django.utils import timezone
 
 from everifin_django.bank.client import Client, EndUser
 from everifin_django.conf import conf
-from everifin_django.connections import links, refresh, revocation
+from everifin_django.connections import links, login_sessions, refresh, revocation
+from everifin_django.connections.ends import ENDS_LOGIN, ON_PURPOSE
 from everifin_django.encryption import active_key
 from everifin_django.exceptions import (
     IdentityMismatchError,
@@ -38,8 +40,6 @@ from everifin_django.signals import everifin_connected, everifin_disconnected
 logger = logging.getLogger(__name__)
 
 SAVE_TRIES = 5
-ON_PURPOSE = frozenset({"disconnected", "admin", "incident"})
-"""The reasons after which a login does not connect again; Connect does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,20 @@ def get_access_token(user: Any, *, rejected_version: int | None = None) -> Acces
     )
 
 
-def save_grant(user: Any, tokens: TokenSet, identity: Identity | None) -> BankToken:
+def save_grant(
+    user: Any,
+    tokens: TokenSet,
+    identity: Identity | None,
+    *,
+    login_session_id: uuid.UUID | None = None,
+) -> BankToken:
     """
     Store a new grant as the user's connection, and return it: the user has connected.
 
-    A grant that it replaces goes to the outbox, unless both share one session at Everifin, where
-    ending the old would end the new. Connecting may give a login link. Some five queries. Without
-    *identity* the one that is known stays.
+    A grant that it replaces moves to the record of its browser, else to the outbox, unless both
+    share one session at Everifin, where ending the old would end the new. *login_session_id* names
+    the record of the browser that connects, if it has one. Connecting may give a login link. Some
+    seven queries. Without *identity* the one that is known stays.
 
     Errors: IdentityTakenError if *identity* belongs to another user; IdentityMismatchError if the
     connection is to another identity; LoginError if the user is not active. Nothing is stored then.
@@ -85,7 +92,8 @@ def save_grant(user: Any, tokens: TokenSet, identity: Identity | None) -> BankTo
     def save(row: BankToken | None) -> BankToken | None:
         if row is not None and row.is_of_another(identity):
             raise IdentityMismatchError
-        saved = _save(user, row or BankToken(user=user), tokens, identity)
+        record_id = login_sessions.update(login_session_id, user, tokens)
+        saved = _save(user, row or BankToken(user=user), tokens, identity, record_id)
         if saved is not None and identity is not None:
             links.create_by_connecting(user, identity)
         return saved
@@ -95,22 +103,32 @@ def save_grant(user: Any, tokens: TokenSet, identity: Identity | None) -> BankTo
     return saved
 
 
-def save_login_grant(user: Any, tokens: TokenSet, identity: Identity) -> BankToken | None:
+def save_login_grant(
+    user: Any, tokens: TokenSet, identity: Identity, login_session_id: uuid.UUID
+) -> BankToken | None:
     """
-    Store the grant of a login as the user's connection, and return it; None where a login leaves
-    the connection alone: it was disconnected on purpose, or belongs to another of the user's
-    identities. Some four queries.
+    Store a login and its grant, which becomes the user's connection, and return that; None where a
+    login leaves the connection alone: it was disconnected on purpose, or belongs to another of the
+    user's identities. The record of the login then holds the grant. Some six queries.
 
     Errors: IdentityTakenError if *identity* is connected to another user; LoginError if the user is
     not active. Nothing is stored then.
     """
-    if (kept := _connection_of(user, identity)) is not None and _is_left_alone(kept, identity):
-        return None
 
     def save(row: BankToken | None) -> BankToken | None:
-        return _save(user, row or BankToken(user=user), tokens, identity)
+        if row is not None and _is_left_alone(row, identity):
+            saved: BankToken | None = row
+        else:
+            new = row or BankToken(user=user)
+            saved = _save(user, new, tokens, identity, login_session_id)
+        if saved is not None:
+            holds_grant = saved.login_session_id != login_session_id
+            login_sessions.create(login_session_id, user, tokens, identity, holds_grant=holds_grant)
+        return saved
 
     saved = _repeat_until_stored(user, identity, save)
+    if saved.login_session_id != login_session_id:
+        return None
     _connected(user, saved)
     return saved
 
@@ -124,18 +142,27 @@ def disconnect(user: Any, reason: str = "disconnected") -> bool:
     cannot be ended at Everifin now waits in the outbox. Some four queries and one request, which
     takes at most EVERIFIN_DEADLINE_SECONDS.
     """
-    connection, pending = _end(user, reason)
-    if connection is not None:
-        logger.info("Connection %s was ended: %s.", connection.pk, reason)
-        _announce(everifin_disconnected, user, connection)
+    pending = end(user, reason)
     if pending is None:
         return True
     if refresh.in_transaction():
         # A rollback brings the connection back, and its grant must still be alive then.
         # A function: Django 5.2 cannot name a partial when it fails.
-        transaction.on_commit(lambda: revocation.revoke(pending), using=_alias(), robust=True)
+        transaction.on_commit(lambda: revocation.revoke(pending), using=alias(), robust=True)
         return False
     return revocation.revoke(pending)
+
+
+def end(user: Any, reason: str) -> PendingRevocation | None:
+    """
+    End the user's connection here; return the entry in the outbox of what is still to be ended at
+    Everifin. Some four queries.
+    """
+    connection, pending = _end(user, reason)
+    if connection is not None:
+        logger.info("Connection %s was ended: %s.", connection.pk, reason)
+        _announce(everifin_disconnected, user, connection)
+    return pending
 
 
 def mark_disconnected(connection: BankToken, reason: str) -> None:
@@ -143,7 +170,7 @@ def mark_disconnected(connection: BankToken, reason: str) -> None:
     End a connection whose session Everifin has ended by itself, unless it was connected again since
     it was read. One statement, no request.
     """
-    same_session = BankToken.objects.using(_alias()).filter(pk=connection.pk, sid=connection.sid)
+    same_session = BankToken.objects.using(alias()).filter(pk=connection.pk, sid=connection.sid)
     if same_session.exclude(status=BankToken.Status.DISCONNECTED).update(
         **_ended(reason), token_version=F("token_version") + 1
     ):
@@ -242,13 +269,14 @@ def everifin_for(user: Any) -> Everifin:
     return Everifin(user)
 
 
-_NOTHING: dict[str, Any] = {
+EMPTY_COLUMNS: dict[str, Any] = {
     "access_ciphertext": "",
     "refresh_ciphertext": "",
     "id_ciphertext": "",
     "access_expires_at": None,
     "refresh_expires_at": None,
     "sid": "",
+    "login_session_id": None,
     "lease_id": None,
     "lease_until": None,
     "retry_after": None,
@@ -258,21 +286,23 @@ _NOTHING: dict[str, Any] = {
 _NO_IDENTITY: dict[str, Any] = {"issuer": "", "subject": "", "identity_digest": None}
 
 
-def _alias() -> str:
+def alias() -> str:
     return router.db_for_write(BankToken)
 
 
 def _end(user: Any, reason: str) -> tuple[BankToken | None, PendingRevocation | None]:
     """The connection as it was before it was ended here, and its entry in the outbox."""
     while True:
-        row = BankToken.objects.using(_alias()).filter(user=user).first()
-        with transaction.atomic(using=_alias()):
+        row = BankToken.objects.using(alias()).filter(user=user).first()
+        with transaction.atomic(using=alias()):
             if reason in ON_PURPOSE:
                 links.remove_made_by_connecting(user)
             if row is None or _has_ended(row, reason):
                 return None, None
             was_live = row.status != BankToken.Status.DISCONNECTED
-            if _same_version(row).update(**_ended(reason), token_version=row.token_version + 1):
+            if same_version(row).update(**_ended(reason), token_version=row.token_version + 1):
+                if reason not in ENDS_LOGIN:
+                    login_sessions.detach(row.sid)
                 return (row, revocation.enqueue(row, reason)) if was_live else (None, None)
         # A refresh stored new tokens between the two statements: those are to be ended.
 
@@ -289,7 +319,7 @@ def _ended(reason: str) -> dict[str, Any]:
     free.
     """
     return {
-        **_NOTHING,
+        **EMPTY_COLUMNS,
         **(_NO_IDENTITY if reason in ON_PURPOSE else {}),
         "status": BankToken.Status.DISCONNECTED,
         "end_reason": reason,
@@ -297,8 +327,8 @@ def _ended(reason: str) -> dict[str, Any]:
     }
 
 
-def _same_version(row: BankToken) -> QuerySet[BankToken]:
-    return BankToken.objects.using(_alias()).filter(pk=row.pk, token_version=row.token_version)
+def same_version(row: BankToken) -> QuerySet[BankToken]:
+    return BankToken.objects.using(alias()).filter(pk=row.pk, token_version=row.token_version)
 
 
 def _repeat_until_stored(
@@ -307,7 +337,7 @@ def _repeat_until_stored(
     for tries_left in reversed(range(SAVE_TRIES)):
         row = _connection_of(user, identity)
         try:
-            with transaction.atomic(using=_alias()):
+            with transaction.atomic(using=alias()):
                 saved = save(row)
                 _require_active(user)
         except IntegrityError:
@@ -327,7 +357,7 @@ def _require_active(user: Any) -> None:
 
     Errors: LoginError.
     """
-    users: Any = get_user_model()._base_manager.using(_alias()).select_for_update()
+    users: Any = get_user_model()._base_manager.using(alias()).select_for_update()
     now = users.filter(pk=user.pk).first()
     if now is None or not now.is_active:
         raise LoginError("user_inactive")
@@ -351,7 +381,7 @@ def _announce(signal: Signal, user: Any, row: BankToken, **more: Any) -> None:
     def send() -> None:
         signal.send_robust(sender=BankToken, user=user, connection_id=row.pk, **more)
 
-    transaction.on_commit(send, using=_alias(), robust=True)
+    transaction.on_commit(send, using=alias(), robust=True)
 
 
 def _connection_of(user: Any, identity: Identity | None) -> BankToken | None:
@@ -360,9 +390,9 @@ def _connection_of(user: Any, identity: Identity | None) -> BankToken | None:
 
     Errors: IdentityTakenError if *identity* is connected to another user.
     """
-    rows = BankToken.objects.using(_alias()).filter(user=user)
+    rows = BankToken.objects.using(alias()).filter(user=user)
     if identity is not None:
-        rows |= BankToken.objects.using(_alias()).for_identity(identity)
+        rows |= BankToken.objects.using(alias()).for_identity(identity)
     found = {row.user_id: row for row in rows}
     if found.keys() - {user.pk}:
         raise IdentityTakenError
@@ -370,14 +400,19 @@ def _connection_of(user: Any, identity: Identity | None) -> BankToken | None:
 
 
 def _save(
-    user: Any, row: BankToken, tokens: TokenSet, identity: Identity | None
+    user: Any,
+    row: BankToken,
+    tokens: TokenSet,
+    identity: Identity | None,
+    login_session_id: uuid.UUID | None,
 ) -> BankToken | None:
     """The stored connection, or None if it moved on since it was read."""
     columns = {
-        **_NOTHING,
+        **EMPTY_COLUMNS,
         **row.sealed(tokens, active_key()),
         "scope": tokens.scope or conf.scopes,
         "sid": tokens.sid,
+        "login_session_id": login_session_id,
         **_identity_columns(row, identity),
         "status": BankToken.Status.ACTIVE,
         "end_reason": "",
@@ -385,11 +420,12 @@ def _save(
         "updated_at": timezone.now(),
     }
     if row._state.adding:
-        return BankToken.objects.using(_alias()).create(pk=row.pk, user=user, **columns)
-    if not _same_version(row).update(**columns):
+        return BankToken.objects.using(alias()).create(pk=row.pk, user=user, **columns)
+    if not same_version(row).update(**columns):
         return None
-    if row.sid and tokens.sid and row.sid != tokens.sid:
-        revocation.enqueue(row, "replaced")
+    shares_session = bool(row.sid) and row.sid == tokens.sid
+    if not shares_session:
+        revocation.release(row, "replaced", but=login_session_id)
     for name, value in columns.items():
         setattr(row, name, value)
     return row

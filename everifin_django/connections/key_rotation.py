@@ -25,15 +25,18 @@ from everifin_django.encryption import (
     seal,
 )
 from everifin_django.exceptions import TokenUnreadableError
-from everifin_django.models import BankToken, PendingRevocation
+from everifin_django.models import BankToken, LoginSession, PendingRevocation
 
-Sealed = type[BankToken] | type[PendingRevocation]
+Sealed = type[BankToken] | type[PendingRevocation] | type[LoginSession]
 
 COLUMNS: tuple[tuple[Sealed, TokenKind], ...] = (
     (BankToken, "access"),
     (BankToken, "refresh"),
     (BankToken, "id"),
     (PendingRevocation, "refresh"),
+    (LoginSession, "refresh"),
+    (LoginSession, "id"),
+    (LoginSession, "session_keys"),
 )
 RESEALED, OVERTAKEN, UNREADABLE = "resealed", "overtaken", "unreadable"
 
@@ -43,7 +46,7 @@ def keys_in_use() -> Counter[str]:
     Return how many stored tokens each key has sealed, by key id; "unreadable" for what this app did
     not write.
 
-    Four queries for one column each, read row by row.
+    Seven queries for one column each, read row by row.
     """
     found: Counter[str] = Counter()
     for model, kind in COLUMNS:

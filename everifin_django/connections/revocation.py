@@ -18,7 +18,13 @@ from django.utils import timezone
 from everifin_django.conf import conf
 from everifin_django.encryption import EncryptionContext, Key, active_key, seal
 from everifin_django.exceptions import EverifinError, RefusedError, TokenUnreadableError
-from everifin_django.models import BankToken, DatabaseNow, PendingRevocation, in_database_seconds
+from everifin_django.models import (
+    BankToken,
+    DatabaseNow,
+    LoginSession,
+    PendingRevocation,
+    in_database_seconds,
+)
 from everifin_django.oauth.endpoints import TokenSet, end_session
 from everifin_django.secret import Secret
 
@@ -42,6 +48,67 @@ def enqueue(connection: BankToken, reason: str) -> PendingRevocation | None:
         reason=reason,
         expires_at=connection.refresh_expires_at,
     )
+
+
+def release(connection: BankToken, reason: str, *, but: uuid.UUID | None = None) -> None:
+    """
+    Take the refresh token off *connection*, which is being replaced or emptied: it moves to the
+    record of the browser whose login it is from (other than *but*), else to the outbox. Three
+    queries at most.
+
+    Encrypted anew for the record. One that cannot be read goes to the outbox as it is.
+    """
+    if connection.refresh_ciphertext and not _move_to_record(connection, but):
+        enqueue(connection, reason)
+
+
+def _move_to_record(connection: BankToken, but: uuid.UUID | None) -> bool:
+    lives_in = models.Q(pk__in=[connection.login_session_id or uuid.UUID(int=0)])
+    if connection.sid:
+        lives_in |= models.Q(sid=connection.sid, has_ended_sid=False)
+    found = _logins().filter(lives_in, user=connection.user_id)
+    if but is not None:
+        found = found.exclude(pk=but)
+    record = found.order_by("-created_at").first()
+    if record is None:
+        return False
+    try:
+        token = connection.open_token("refresh")
+    except TokenUnreadableError:
+        return False
+    assert token is not None  # noqa: S101 - the caller has looked
+    return bool(
+        _logins()
+        .filter(pk=record.pk)
+        .update(
+            refresh_ciphertext=seal(token, record.encryption_context("refresh"), active_key()),
+            refresh_expires_at=connection.refresh_expires_at,
+            scope=connection.scope,
+            version=models.F("version") + 1,
+        )
+    )
+
+
+def enqueue_record(record: LoginSession, reason: str) -> PendingRevocation | None:
+    """
+    Put the refresh token that the record of a login holds into the outbox, as ``enqueue`` does.
+    """
+    if not record.refresh_ciphertext:
+        return None
+    return PendingRevocation.objects.create(
+        connection_id=record.pk,
+        user_pk=str(record.user_id),
+        refresh_ciphertext=record.refresh_ciphertext,
+        reason=reason,
+        expires_at=record.refresh_expires_at,
+    )
+
+
+def enqueue_record_on_delete(record: LoginSession, using: str) -> None:
+    """As ``enqueue_on_delete``, for the record of a login."""
+    row = LoginSession.objects.using(using).filter(pk=record.pk)
+    if row.update(version=models.F("version") + 1):
+        enqueue_record(row.get(), "deleted")
 
 
 def enqueue_on_delete(connection: BankToken, using: str) -> None:
@@ -77,13 +144,27 @@ def revoke_unused(tokens: TokenSet, reason: str) -> None:
     """
     End a grant that no user will have. Four queries and one request; a failure waits in the outbox.
 
-    A grant that shares its session at Everifin with a live connection is left to end with that: to
-    end it now would end the connection too.
+    A grant that shares its session at Everifin with a live connection or login is left to end with
+    that: to end it now would end both.
     """
-    in_session = BankToken.objects.exclude(sid="").filter(sid=tokens.sid)
-    if tokens.refresh is not None and not in_session.exists():
+    if tokens.refresh is not None and not is_used(tokens.sid):
         context = EncryptionContext(connection_id=str(uuid.uuid4()), user_pk="", kind="refresh")
         revoke(enqueue_token(context, tokens.refresh, reason, active_key()))
+
+
+def is_used(sid: str) -> bool:
+    """
+    Tell whether a connection, or the login of a browser, lives in the session *sid* at Everifin.
+    Two queries at most; none for an unknown sid.
+    """
+    if not sid:
+        return False
+    connections = BankToken.objects.using(router.db_for_write(BankToken)).filter(sid=sid)
+    return connections.exists() or _logins().filter(sid=sid, has_ended_sid=False).exists()
+
+
+def _logins() -> models.QuerySet[LoginSession]:
+    return LoginSession.objects.using(router.db_for_write(LoginSession))
 
 
 def revoke(pending: PendingRevocation) -> bool:
@@ -160,7 +241,7 @@ def _empty(row: BankToken) -> bool:
             token_version=row.token_version + 1,
         )
         if is_emptied:
-            enqueue(row, "purged")
+            release(row, "purged")
     return bool(is_emptied)
 
 

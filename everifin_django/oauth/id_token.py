@@ -165,12 +165,14 @@ def subject_of_access_token(token: Secret) -> Identity | None:
 class LogoutToken:
     """
     Everifin says that a session has ended: *sid* names it, empty for all sessions of *identity*.
-    *token_id* is to be accepted once.
+    *token_id* is to be accepted once. *revokes_offline_access* says that grants with
+    ``offline_access`` have ended, too.
     """
 
     identity: Identity | None
     sid: str
     token_id: str
+    revokes_offline_access: bool = False
 
 
 @hides_frames
@@ -198,7 +200,14 @@ def verify_logout_token(token: Secret) -> LogoutToken:
     if not all(map(_is_name, names)) or not {"sid", "sub"} & claims.keys():
         raise LoginError("logout_token_incomplete")
     identity = identity_of(claims) if "sub" in claims else None
-    return LogoutToken(identity, claims.get("sid", ""), claims["jti"])
+    revokes = _revokes_offline_access(claims["events"])
+    return LogoutToken(identity, claims.get("sid", ""), claims["jti"], revokes)
+
+
+def _revokes_offline_access(events: Claims) -> bool:
+    """Keycloak says so beside the logout event, or in it."""
+    name = "revoke_offline_access"
+    return any(value is True for value in (events.get(name), events[LOGOUT_EVENT].get(name)))
 
 
 def _is_logout(header: Claims, claims: Claims) -> bool:

@@ -16,7 +16,14 @@ from django.utils import timezone
 
 from everifin_django.conf import conf
 from everifin_django.encryption import EncryptionContext, TokenKind, active_key, seal
-from everifin_django.models import BankToken, LoginLink, LoginSession, PendingRevocation, SpentState
+from everifin_django.models import (
+    BankToken,
+    LoginLink,
+    LoginSession,
+    LogoutSeen,
+    PendingRevocation,
+    SpentState,
+)
 from everifin_django.oauth.id_token import Identity
 from everifin_django.secret import Secret
 
@@ -123,11 +130,32 @@ class SpentStateFactory(factory.django.DjangoModelFactory):
 
 
 class LoginSessionFactory(factory.django.DjangoModelFactory):
-    """A session of the site that a login with Everifin began."""
+    """The record of a login whose grant is the connection's; *refresh_token* gives it its own."""
 
     class Meta:
         model = LoginSession
 
-    session_key = factory.Sequence(lambda number: f"{number:032x}")
+    class Params:
+        refresh_token = None
+
+    id = factory.LazyFunction(uuid.uuid4)
+    user = factory.SubFactory(UserFactory)
     sid = factory.LazyFunction(lambda: str(uuid.uuid4()))
     identity_digest = factory.Sequence(lambda number: f"{number:064x}")
+    session_keys_ciphertext = factory.LazyAttribute(
+        lambda row: _sealed("[]", row.id, row.user.pk, "session_keys")
+    )
+    refresh_ciphertext = factory.LazyAttribute(
+        lambda row: _sealed(row.refresh_token, row.id, row.user.pk, "refresh")
+    )
+    check_after = factory.LazyFunction(lambda: timezone.now() + timedelta(days=15))
+
+
+class LogoutSeenFactory(factory.django.DjangoModelFactory):
+    """A logout that Everifin has told of."""
+
+    class Meta:
+        model = LogoutSeen
+
+    digest = factory.Sequence(lambda number: f"{number:064x}")
+    seen_at = factory.LazyFunction(timezone.now)

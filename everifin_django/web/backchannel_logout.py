@@ -1,109 +1,100 @@
 """
-The sessions of this site that a login with Everifin began, and how Everifin ends them
-(back-channel logout).
+Everifin ends logins of this site (back-channel logout).
 
-They are found through an index of what Everifin names: its session, or the user. Sessions
-themselves are never looked through.
+They are found by what Everifin names: its session, or the user. Sessions that a password began are
+left alone.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+import hashlib
+import logging
 
-from django.conf import settings
-from django.db import router
-from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.db import transaction
+from django.db.models import Q
 
-from everifin_django.backends import Grant
 from everifin_django.conf import conf
-from everifin_django.connections import grants
+from everifin_django.connections import grants, login_sessions, logout, revocation
 from everifin_django.exceptions import LoginError
-from everifin_django.models import BankToken, LoginSession
-from everifin_django.oauth.id_token import LogoutToken, verify_logout_token
+from everifin_django.models import BankToken, DatabaseNow, LoginSession, LogoutSeen
+from everifin_django.oauth.id_token import Identity, LogoutToken, verify_logout_token
 from everifin_django.secret import Secret
 from everifin_django.web import login_flow
 
-OFFLINE = "offline_access"
-
-
-def register(request: HttpRequest, grant: Grant) -> None:
-    """
-    Note that the session of *request* was begun by *grant*; nothing without
-    EVERIFIN_BACKCHANNEL_LOGOUT.
-
-    One statement, and one for each earlier session of the same person, which is forgotten if it is
-    gone.
-    """
-    session_key = request.session.session_key
-    if not conf.backchannel_logout or grant.identity is None or session_key is None:
-        return
-    digest = grant.identity.digest
-    for earlier in _login_sessions().filter(identity_digest=digest):
-        if not _store().exists(earlier.session_key):
-            earlier.delete()
-    _login_sessions().create(
-        session_key=session_key,
-        sid=grant.tokens.sid,
-        identity_digest=digest,
-    )
-
-
-def unregister(session_key: str | None) -> None:
-    """The session ends by itself. One statement; none without EVERIFIN_BACKCHANNEL_LOGOUT."""
-    if conf.backchannel_logout and session_key:
-        _login_sessions().filter(session_key=session_key).delete()
-
-
-def detach(user: Any) -> None:
-    """
-    Let the sessions here go on that the grant of *user*'s connection began, when this site ends
-    that grant: a Keycloak then says by the back channel that its session is over.
-
-    Two statements; none without EVERIFIN_BACKCHANNEL_LOGOUT.
-    """
-    if not conf.backchannel_logout:
-        return
-    connection = grants.Everifin(user).connection()
-    if connection is not None and connection.sid:
-        _login_sessions().filter(sid=connection.sid).delete()
+logger = logging.getLogger(__name__)
 
 
 def end_sessions(logout_token: Secret) -> int:
     """
-    End what a logout token names, and return how many sessions of this site that were.
+    End what a logout token names, and return how many logins of this site that were.
 
     The connection that lives in that session at Everifin ends too, unless it was granted for when
-    the user is away. No request while the signing keys are cached.
-    Errors: as ``identity.verify_logout_token``; LoginError for a token that was taken before.
+    the user is away; another login's grant then takes its place. No request while the signing keys
+    are cached. The token is spent in the transaction of its work, so one that met a fault can be
+    sent again.
+
+    Errors: as ``id_token.verify_logout_token``; LoginError for a token that was taken before;
+    TokenUnreadableError for a login whose session keys cannot be read.
     """
-    logout = verify_logout_token(logout_token)
-    if not login_flow.consume_once(f"logout token {conf.issuer} {logout.token_id}"):
+    named = verify_logout_token(logout_token)
+    token_id = f"logout token {conf.issuer} {named.token_id}"
+    if login_flow.is_spent(token_id):
         raise LoginError("logout_token_spent")
-    named = _named_by(logout)
-    for connection in BankToken.objects.select_related("user").filter(**named):
-        if OFFLINE not in connection.scopes:
-            grants.mark_disconnected(connection, "backchannel_logout")
-    ended = list(_login_sessions().filter(**named))
-    for session in ended:
-        _store().delete(session.session_key)
-        session.delete()
-    return len(ended)
+    # Committed before anything is looked for: a login under way either sees this, or is found.
+    _note(named)
+    with transaction.atomic(using=login_sessions.alias()):
+        if not login_flow.consume_once(token_id):
+            raise LoginError("logout_token_spent")
+        records = list(login_sessions.rows().filter(_named_by(named)))
+        for record in records:
+            _end(record, named)
+        connections = BankToken.objects.using(grants.alias()).select_related("user")
+        for connection in connections.filter(_named_by(named, is_connection=True)):
+            if logout.OFFLINE not in connection.scopes or named.revokes_offline_access:
+                logout.take_over_or_mark_disconnected(connection)
+    return len(records)
 
 
-def _named_by(logout: LogoutToken) -> dict[str, str]:
-    named = {}
-    if logout.sid:
-        named["sid"] = logout.sid
-    if logout.identity is not None:
-        named["identity_digest"] = logout.identity.digest
-    return named
+def sid_digest_of(sid: str) -> str:
+    return _hash(f"sid {conf.issuer} {sid}")
 
 
-def _login_sessions() -> QuerySet[LoginSession]:
-    return LoginSession.objects.using(router.db_for_write(LoginSession))
+def identity_digest_of(identity: Identity, *, of_unknown_sid: bool = False) -> str:
+    return _hash(f"{'unknown sid' if of_unknown_sid else 'sub'} {identity.digest}")
 
 
-def _store() -> Any:
-    return import_module(settings.SESSION_ENGINE).SessionStore()
+def _end(record: LoginSession, named: LogoutToken) -> None:
+    login_sessions.delete_sessions(login_sessions.session_keys(record))
+    is_offline = logout.OFFLINE in record.scope.split()
+    if login_sessions.delete(record) and is_offline:
+        # Its grant outlives the session at Everifin, and nobody here has it any more.
+        revocation.enqueue_record(record, "backchannel_logout")
+
+
+def _note(named: LogoutToken) -> None:
+    digests = [sid_digest_of(named.sid)] if named.sid else []
+    if named.identity is not None:
+        digests.append(identity_digest_of(named.identity, of_unknown_sid=bool(named.sid)))
+    for digest in digests:
+        LogoutSeen.objects.using(login_flow.alias()).update_or_create(
+            digest=digest, defaults={"seen_at": DatabaseNow()}
+        )
+
+
+def _named_by(named: LogoutToken, *, is_connection: bool = False) -> Q:
+    """
+    By the session; or by the user where the login told no session, and for a token that names none.
+    """
+    of_user = Q(pk__in=[])
+    if named.identity is not None:
+        of_user = Q(identity_digest=named.identity.digest)
+    if not named.sid:
+        return of_user
+    of_session = Q(sid=named.sid)
+    return (of_session if is_connection else of_session & Q(has_ended_sid=False)) | (
+        of_user & Q(sid="")
+    )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import time
 import unicodedata
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 from urllib.parse import unquote
@@ -25,17 +25,15 @@ from django.db import IntegrityError, router, transaction
 from django.http import HttpRequest
 from django.shortcuts import resolve_url
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from everifin_django.conf import conf
 from everifin_django.exceptions import LoginError
-from everifin_django.models import SpentState
+from everifin_django.models import DatabaseNow, SpentState
 from everifin_django.secret import Secret
 
 SESSION_KEY = "everifin_flows"
 MAX_FLOWS = 10
-SPENT_STATES_KEPT = timedelta(hours=2)  # longer than any login may take
 MAX_NEXT_LENGTH = 2000
 
 
@@ -56,6 +54,7 @@ class Flow:
     nonce: str = field(repr=False)
     code_verifier: str | None = field(repr=False)
     started: float = field(default_factory=time.time)
+    state_digest: str = ""
 
     @property
     def started_at(self) -> datetime:
@@ -87,28 +86,44 @@ def finish(request: HttpRequest, state: Secret) -> Flow:
     except UpdateError:
         # A logout in another tab has just ended the session, and this flow with it.
         raise LoginError("session_ended") from None
+    # Saved once more at the end of the request, it would overwrite what another tab has changed.
+    request.session.modified = _has_new_key(request)
     if not consume_once(state.reveal()):
         raise LoginError("state_spent")
     if time.time() - flow.started > conf.login_lifetime_seconds:
         raise LoginError("state_expired")
     if flow.issuer != conf.issuer:
         raise LoginError("issuer_changed")
-    return flow
+    return replace(flow, state_digest=digest_of(state.reveal()))
 
 
 def consume_once(text: str) -> bool:
     """
-    Spend *text*, which serves once; return whether it was still whole. Two short statements.
+    Spend *text*, which serves once; return whether it was still unspent. Two short statements, and
+    a little housekeeping.
     """
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    alias = router.db_for_write(SpentState)
     try:
-        with transaction.atomic(using=alias):
-            SpentState.objects.using(alias).create(digest=digest)
+        with transaction.atomic(using=alias()):
+            SpentState.objects.using(alias()).create(digest=digest_of(text), spent_at=DatabaseNow())
     except IntegrityError:
         return False
-    SpentState.objects.using(alias).filter(spent_at__lt=timezone.now() - SPENT_STATES_KEPT).delete()
+    # The system checks import this module, and need no HTTP client.
+    from everifin_django.connections import housekeeping
+
+    housekeeping.by_chance()
     return True
+
+
+def is_spent(text: str) -> bool:
+    return SpentState.objects.using(alias()).filter(digest=digest_of(text)).exists()
+
+
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def alias() -> str:
+    return router.db_for_write(SpentState)
 
 
 def reread_session(request: HttpRequest) -> None:
@@ -120,8 +135,14 @@ def reread_session(request: HttpRequest) -> None:
     """
     user_pk = request.session.get(auth.SESSION_KEY)
     request.session = type(request.session)(request.session.session_key)
+    request.session.modified = _has_new_key(request)
     if request.session.get(auth.SESSION_KEY) != user_pk or not _is_still_here(request.user):
         raise LoginError("user_changed")
+
+
+def _has_new_key(request: HttpRequest) -> bool:
+    """Has the session another key than its cookie says? Then a new cookie has to be sent."""
+    return request.session.session_key != request.COOKIES.get(settings.SESSION_COOKIE_NAME)
 
 
 def redirect_uri(request: HttpRequest) -> str:
@@ -181,7 +202,6 @@ def _take_out(request: HttpRequest, state: Secret) -> Flow:
     if record is None:
         raise LoginError("state_unknown")
     request.session[SESSION_KEY] = flows
-    # Saved at once by the caller. Saved again at the end of the request, it would overwrite what
-    # another tab has changed meanwhile.
+    # Saved at once by the caller.
     request.session.modified = False
     return Flow(**{**record, "kind": FlowKind(record["kind"])})

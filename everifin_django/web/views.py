@@ -31,21 +31,19 @@ from django.views.generic import View
 
 from everifin_django.backends import EverifinBackend, Grant, login_backend
 from everifin_django.conf import conf
-from everifin_django.connections import grants, revocation
+from everifin_django.connections import grants, logout, revocation
 from everifin_django.exceptions import (
     APIError,
     IdentityMismatchError,
     IdentityTakenError,
     LoginError,
     RefusedError,
-    TokenUnreadableError,
     UnavailableError,
 )
-from everifin_django.models import BankToken
 from everifin_django.oauth import endpoints
 from everifin_django.oauth.oidc import authorization_request
 from everifin_django.secret import Secret
-from everifin_django.web import backchannel_logout, login_flow, notices
+from everifin_django.web import backchannel_logout, browser_session, login_flow, notices
 from everifin_django.web.login_flow import Flow, FlowKind
 from everifin_django.web.responses import (
     NOTICE_SESSION_KEY,
@@ -217,7 +215,9 @@ class CallbackView(View):
             return _stopped(request, "no_user", notices.NO_USER)
         if flow.kind == FlowKind.LOGIN:
             auth.login(request, user, backend=backend.path)
-            backchannel_logout.register(request, grant)
+            if not browser_session.begin(request, grant, flow.state_digest):
+                auth.logout(request)
+                return _stopped(request, "logged_out_meanwhile", notices.NOT_TRUSTED)
         return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
 
     def _store(
@@ -228,7 +228,12 @@ class CallbackView(View):
             login_flow.reread_session(request)
             if flow.kind == FlowKind.LOGIN:
                 return backend.authenticate(request, everifin_grant=grant)
-            grants.save_grant(request.user, grant.tokens, grant.identity)
+            grants.save_grant(
+                request.user,
+                grant.tokens,
+                grant.identity,
+                login_session_id=browser_session.record_id_of(request.session),
+            )
         except BaseException as error:
             # Whatever it was: nobody has this grant, so it must not stay alive at Everifin.
             is_taken = isinstance(error, IdentityTakenError)
@@ -259,16 +264,24 @@ class LogoutView(View):
     http_method_names = ["post", "options"]
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        user = request.user
-        # Read before its tokens go.
-        connection = grants.Everifin(user).connection() if conf.post_logout_redirect_uri else None
+        user, record_id = request.user, browser_session.record_id_of(request.session)
+        is_impersonated = browser_session.is_impersonated(request)
+        next_url = login_flow.safe_next(request, request.POST.get("next", ""))
+        # First of all: whatever fails below, nobody stays logged in.
         auth.logout(request)
-        if user.is_authenticated:
-            grants.disconnect(user, "logout")
-        if connection is not None and connection.status != BankToken.Status.DISCONNECTED:
-            return HttpResponseRedirect(endpoints.logout_page(_id_token(connection)))
+        request.everifin_logged_out = None  # type: ignore[attr-defined]  # it is done here
+        page = None
+        try:
+            if record_id is not None:
+                page = _logout_page(logout.log_out(record_id))
+            elif user.is_authenticated and conf.logout_ends_connection and not is_impersonated:
+                grants.disconnect(user, "logout")
+        except Exception as error:  # noqa: BLE001 - the person is logged out here
+            security_logger.critical("A logout was not told to Everifin: %s.", type(error).__name__)
         home = settings.LOGOUT_REDIRECT_URL or get_script_prefix()
-        return HttpResponseRedirect(resolve_url(home))
+        response = HttpResponseRedirect(page or next_url or resolve_url(home))
+        response["Clear-Site-Data"] = '"cache", "storage"'
+        return response
 
 
 @method_decorator(transaction.non_atomic_requests, name="dispatch")
@@ -307,7 +320,6 @@ class DisconnectView(View):
 
     def post(self, request: HttpRequest) -> HttpResponse:
         if request.user.is_authenticated:
-            backchannel_logout.detach(request.user)
             grants.disconnect(request.user, "disconnected")
         return HttpResponseRedirect(
             login_flow.next_or_default(request, request.POST.get("next", ""))
@@ -364,11 +376,11 @@ def _login_backend() -> EverifinBackend:
     return backend
 
 
-def _id_token(connection: BankToken) -> Secret | None:
-    try:
-        return connection.open_token("id")
-    except TokenUnreadableError:
+def _logout_page(ended: logout.Ended | None) -> str | None:
+    """Everifin's page that logs the browser out there, if it has a session there."""
+    if ended is None or not conf.post_logout_redirect_uri:
         return None
+    return endpoints.logout_page(ended.id_token)
 
 
 def _start_again(request: HttpRequest, flow: Flow, notice: str) -> HttpResponse:

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from everifin_django.bank.client import EndUser
 from everifin_django.connections import grants
+from everifin_django.connections.ends import ON_PURPOSE
 from everifin_django.connections.grants import Everifin, everifin_for
 from everifin_django.encryption import active_key
 from everifin_django.exceptions import (
@@ -164,11 +165,16 @@ class TestSaveGrant:
         pending = PendingRevocation.objects.get()
         assert (pending.open_token(), pending.reason) == (Secret("old"), "replaced")
 
-    @pytest.mark.parametrize("session", ["session-1", ""])
-    def test_a_replaced_grant_that_may_share_the_session_is_left_alone(self, session):
-        row = BankTokenFactory(subject="alice", sid=session)
+    def test_a_replaced_grant_that_shares_the_session_is_left_alone(self):
+        row = BankTokenFactory(subject="alice", sid="session-1")
         grants.save_grant(row.user, granted(), ALICE)
         assert not PendingRevocation.objects.exists()
+
+    @pytest.mark.parametrize(("old", "new"), [("", "session-1"), ("session-0", ""), ("", "")])
+    def test_a_replaced_grant_whose_session_is_not_known_is_to_be_ended(self, old, new):
+        row = BankTokenFactory(subject="alice", sid=old)
+        grants.save_grant(row.user, granted(sid=new), ALICE)
+        assert PendingRevocation.objects.get().reason == "replaced"
 
     def test_somebody_elses_identity_is_refused_and_nothing_changes(self):
         owner = BankTokenFactory(subject="alice")
@@ -282,7 +288,7 @@ class TestDisconnect:
         grants.disconnect(connected.user, "logout")
         assert BankToken.objects.get().identity_digest == connected.identity_digest
 
-    @pytest.mark.parametrize("reason", sorted(grants.ON_PURPOSE))
+    @pytest.mark.parametrize("reason", sorted(ON_PURPOSE))
     def test_an_end_on_purpose_gives_the_identity_free(self, connected, reason):
         grants.disconnect(connected.user, "logout")
         grants.disconnect(connected.user, reason)

@@ -5,6 +5,7 @@ from django.contrib.auth.models import AnonymousUser
 from django.test import Client
 
 from everifin_django.connections import grants, link, links
+from everifin_django.connections.ends import ON_PURPOSE
 from everifin_django.exceptions import IdentityTakenError
 from everifin_django.models import BankToken, LoginLink
 from everifin_django.oauth.id_token import Identity
@@ -218,7 +219,7 @@ class TestDisconnecting:
         assert not LoginLink.objects.exists()
         assert BankToken.objects.get().end_reason == "disconnected"
 
-    @pytest.mark.parametrize("reason", sorted(grants.ON_PURPOSE))
+    @pytest.mark.parametrize("reason", sorted(ON_PURPOSE))
     def test_after_an_end_on_purpose_a_login_does_not_connect_and_connecting_does(
         self, log_in, everifin_connect, everifin, reason
     ):

@@ -6,16 +6,17 @@ import time
 from typing import Any
 
 import pytest
-from django.contrib.sessions.models import Session
+from django.db import OperationalError, connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
-from everifin_django.connections import grants
+from everifin_django.connections import grants, login_sessions
 from everifin_django.connections.refresh import Attempt
 from everifin_django.exceptions import TokenMissingError
 from everifin_django.models import BankToken, LoginSession, PendingRevocation
 from everifin_django.secret import Secret
 from everifin_django.signals import everifin_disconnected
-from everifin_django.testing.factories import BankTokenFactory
+from everifin_django.testing.factories import BankTokenFactory, LoginSessionFactory
 from everifin_django.web import backchannel_logout
 
 pytestmark = pytest.mark.django_db
@@ -286,45 +287,181 @@ class TestSwitchedOff:
         assert say(everifin.logout_token(sid=logged_in.sid)).status_code == 404
         assert is_logged_in(client)
 
-    def test_no_session_is_noted(self, logged_in):
+    def test_a_login_has_its_record_all_the_same(self, logged_in):
+        assert LoginSession.objects.exists()
+
+
+def keys_of(record: LoginSession) -> list[str]:
+    return login_sessions.session_keys(record)
+
+
+class TestRecords:
+    def test_a_login_has_one_bound_to_its_session(self, client, logged_in):
+        record = LoginSession.objects.get()
+        assert keys_of(record) == [client.session.session_key]
+        assert (record.sid, record.user_id) == (logged_in.sid, logged_in.user_id)
+        assert record.identity_digest == logged_in.identity_digest
+        assert record.refresh_ciphertext == ""
+        assert client.session.session_key not in str(LoginSession.objects.values().get())
+        assert str(record) == str(record.pk)
+
+    def test_a_connection_made_by_a_password_user_has_none(self, connected):
         assert not LoginSession.objects.exists()
 
-
-class TestNoting:
-    def test_a_login_is_noted(self, client, logged_in):
-        noted = LoginSession.objects.get()
-        assert noted.session_key == client.session.session_key
-        assert noted.sid == logged_in.sid
-        assert noted.identity_digest == logged_in.identity_digest
-        assert str(noted) == logged_in.sid
-
-    @pytest.mark.parametrize(
-        "log_out", [lambda client: client.post("/everifin/logout/"), Client.logout]
-    )
-    def test_a_logout_ends_the_note(self, client, logged_in, log_out):
-        log_out(client)
-        assert not LoginSession.objects.exists()
-
-    def test_notes_of_sessions_that_are_gone_go_at_the_next_login(
-        self, client, everifin_connect, logged_in
+    def test_a_hundred_earlier_logins_cost_a_login_nothing(
+        self, everifin, everifin_connect, logged_in
     ):
-        Session.objects.all().delete()
-        LoginSession.objects.create(session_key="x", identity_digest="of another person")
-        everifin_connect(Client(), view="login")
-        assert LoginSession.objects.count() == 2
-        assert not LoginSession.objects.filter(session_key=client.session.session_key).exists()
+        def queries_of_a_login() -> int:
+            with CaptureQueriesContext(connection) as queries:
+                everifin_connect(Client(), view="login")
+            return len(queries)
 
-    def test_a_connection_made_by_a_password_user_is_not_noted(self, connected):
-        assert not LoginSession.objects.exists()
+        few = queries_of_a_login()
+        LoginSessionFactory.create_batch(
+            100, user=logged_in.user, identity_digest=logged_in.identity_digest
+        )
+        assert queries_of_a_login() == few
 
-    def test_sessions_are_found_and_never_looked_through(
-        self, client, everifin, logged_in, django_assert_num_queries
+    def test_logins_are_found_and_never_looked_through(
+        self, client, everifin, logged_in, django_assert_max_num_queries
     ):
-        for number in range(50):
-            LoginSession.objects.create(session_key=f"s{number}", identity_digest=f"d{number}")
+        LoginSessionFactory.create_batch(50)
         BankTokenFactory.create_batch(5)
         token = Secret(everifin.logout_token(sid=logged_in.sid))
-        # The token is spent (savepoint, insert, release, cleaning); connections and its end; notes,
-        # the session (Django reads it first), its note.
-        with django_assert_num_queries(10):
+        with django_assert_max_num_queries(25):
             assert backchannel_logout.end_sessions(token) == 1
+
+
+CHANGES_OF_THE_KEY = {
+    "a new password": "/change-password/",
+    "a cycled key": "/cycle/",
+    "a cycled key, async": "/acycle/",
+}
+
+
+class TestChangedSessionKeys:
+    @pytest.fixture(autouse=True)
+    def urls(self, settings):
+        settings.ROOT_URLCONF = "tests.web.session_views"
+
+    @pytest.mark.parametrize("path", CHANGES_OF_THE_KEY.values(), ids=CHANGES_OF_THE_KEY)
+    def test_the_session_is_ended_all_the_same(self, client, everifin, logged_in, path):
+        before = client.session.session_key
+        assert client.get(path).status_code == 200
+        assert client.session.session_key != before
+        assert set(keys_of(LoginSession.objects.get())) == {before, client.session.session_key}
+        assert say(everifin.logout_token(sid=logged_in.sid)).status_code == 200
+        assert not is_logged_in(client)
+
+    def test_a_rotated_secret_key_loses_nothing(self, client, everifin, logged_in, settings):
+        settings.SECRET_KEY_FALLBACKS = [settings.SECRET_KEY]
+        settings.SECRET_KEY = "another"
+        assert is_logged_in(client)
+        say(everifin.logout_token(sid=logged_in.sid))
+        assert not is_logged_in(client)
+
+    def test_a_record_that_ended_meanwhile_ends_the_session(self, client, logged_in):
+        LoginSession.objects.all().delete()
+        client.get("/cycle/")
+        assert not is_logged_in(client)
+
+    def test_old_keys_that_the_store_no_longer_has_are_removed(self, client, logged_in):
+        for _ in range(8):
+            client.get("/cycle/")
+        keys = keys_of(LoginSession.objects.get())
+        assert client.session.session_key in keys
+        assert len(keys) <= login_sessions.MAX_KEYS + 1
+
+    def test_a_page_that_changes_nothing_costs_no_query(self, client, logged_in):
+        with CaptureQueriesContext(connection) as queries:
+            client.get("/look/")
+        assert not [one for one in queries if "loginsession" in one["sql"]]
+
+    def test_a_key_that_cannot_be_written_down_still_shows_the_page(
+        self, client, logged_in, settings, caplog
+    ):
+        settings.EVERIFIN_ENCRYPTION_KEYS = ["other:" + "A" * 43 + "="]
+        assert client.get("/cycle/").status_code == 200
+        assert "A login could not be followed: UnknownKeyError." in caplog.text
+
+
+class TestTwoThatMeet:
+    """A logout at Everifin while a login is under way here."""
+
+    @pytest.mark.parametrize("named", ["sid", "user"])
+    def test_a_logout_between_exchange_and_login_ends_that_login(
+        self, client, everifin, logged_in, named
+    ):
+        visitor = Client()
+        start = visitor.post("/everifin/login/")
+        url = everifin.authorize(start["Location"])
+
+        def log_out(headers: Any, claims: Any) -> Any:
+            who = {"sid": claims["sid"]} if named == "sid" else {"username": "alice"}
+            assert say(everifin.logout_token(**who)).status_code == 200
+            return headers, claims
+
+        everifin.id_token_hook = log_out
+        assert visitor.get(url).status_code == 400
+        assert not is_logged_in(visitor)
+        everifin.id_token_hook = None
+        assert BankToken.objects.filter(status="active").count() == (named == "sid")
+
+    def test_a_login_begun_after_the_logout_of_the_user_is_good(
+        self, client, everifin, everifin_connect, logged_in
+    ):
+        assert say(everifin.logout_token(username="alice")).status_code == 200
+        everifin_connect(client, view="login")
+        assert is_logged_in(client)
+
+    def test_a_token_that_met_a_database_fault_is_good_for_its_repeat(
+        self, client, everifin, logged_in
+    ):
+        token = everifin.logout_token(sid=logged_in.sid)
+
+        def fail(execute: Any, sql: str, *args: Any) -> Any:
+            if sql.startswith("DELETE") and "loginsession" in sql:
+                raise OperationalError("The database went away.")
+            return execute(sql, *args)
+
+        with connection.execute_wrapper(fail), pytest.raises(OperationalError):
+            say(token)
+        assert is_logged_in(client)
+        assert say(token).status_code == 200
+        assert not is_logged_in(client)
+
+
+class TestWhatIsNamed:
+    def test_a_login_without_a_sid_is_found_by_a_token_with_both(self, client, everifin, logged_in):
+        LoginSession.objects.update(sid="")
+        assert say(everifin.logout_token(sid=logged_in.sid, username="alice")).status_code == 200
+        assert not is_logged_in(client)
+
+    def test_a_login_with_another_sid_is_not(self, client, everifin, everifin_connect, logged_in):
+        another = Client()
+        everifin_connect(another, view="login")
+        sid = BankToken.objects.get().sid
+        assert say(everifin.logout_token(sid=sid, username="alice")).status_code == 200
+        assert [is_logged_in(one) for one in (client, another)] == [True, False]
+
+    def test_the_grant_of_the_other_browser_becomes_the_connection(
+        self, client, everifin, everifin_connect, logged_in
+    ):
+        another = Client()
+        everifin_connect(another, view="login")
+        say(everifin.logout_token(sid=BankToken.objects.get().sid))
+        row = BankToken.objects.get()
+        assert (row.status, row.sid) == ("active", logged_in.sid)
+        assert grants.get_access_token(row.user)
+
+    @pytest.mark.parametrize("place", ["beside", "inside"])
+    def test_offline_grants_end_if_everifin_says_so(self, client, everifin, logged_in, place):
+        BankToken.objects.update(scope="openid ais offline_access")
+        flag = {"revoke_offline_access": True}
+        events = {EVENT: {}, **flag} if place == "beside" else {EVENT: flag}
+        assert say(everifin.logout_token(sid=logged_in.sid, events=events)).status_code == 200
+        assert BankToken.objects.get().status == "disconnected"
+
+    def test_a_session_that_a_password_began_is_left_alone(self, connected, client, everifin):
+        assert say(everifin.logout_token(username="alice")).status_code == 200
+        assert is_logged_in(client)

@@ -8,6 +8,7 @@ from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
 from django.test import RequestFactory
 
+from everifin_django.connections import housekeeping
 from everifin_django.models import SpentState
 from everifin_django.web import login_flow
 
@@ -176,6 +177,7 @@ class TestFinish:
         SpentState.objects.create(digest="new")
         SpentState.objects.filter(digest="old").update(spent_at="2026-01-01T00:00Z")
         browser.get(back)
+        housekeeping.delete_old_states()
         assert not SpentState.objects.filter(digest="old").exists()
         assert SpentState.objects.count() == 2
 

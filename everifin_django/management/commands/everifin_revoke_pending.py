@@ -6,19 +6,26 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
+from everifin_django.connections import housekeeping, login_sessions
 from everifin_django.connections.revocation import purge_ended, revoke_due
 
 
 class Command(BaseCommand):
     help = (
-        "Revoke the grants that wait in the outbox, and delete the tokens of connections that "
-        "ended more than EVERIFIN_RETENTION_DAYS ago. Run it every few minutes, by cron or a "
-        "scheduler."
+        "Revoke the grants that wait in the outbox, those of browsers whose sessions are over and "
+        "of users who are no longer active, and delete the tokens of connections that ended more "
+        "than EVERIFIN_RETENTION_DAYS ago. Run it every few minutes, by cron or a scheduler."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        housekeeping.delete_old_states()
+        housekeeping.delete_old_logouts()
+        login_sessions.sweep()
+        inactive = housekeeping.end_inactive()
         emptied = purge_ended()
         ended, left = revoke_due()
         self.stdout.write(f"{ended} ended, {left} left for a later try.")
         if emptied:
             self.stdout.write(f"Tokens of connections that ended long ago deleted: {emptied}.")
+        if inactive:
+            self.stdout.write(f"Connections of users who are no longer active ended: {inactive}.")
