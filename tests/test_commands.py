@@ -53,6 +53,12 @@ class TestRevokePending:
     def test_there_may_be_nothing_to_do(self):
         assert run("everifin_revoke_pending") == "0 ended, 0 left for a later try.\n"
 
+    def test_what_cannot_be_ended_for_long_is_given_up_and_said(self, everifin, waiting, caplog):
+        PendingRevocation.objects.update(created_at=timezone.now() - timedelta(days=31))
+        assert run("everifin_revoke_pending") == "0 ended, 0 left for a later try.\n"
+        assert not PendingRevocation.objects.exists()
+        assert f"The grant of connection {waiting.connection_id} could not be ended" in caplog.text
+
     def test_it_waits_for_the_time_of_the_next_try(self, everifin, waiting):
         everifin.faults.clear()
         assert run("everifin_revoke_pending") == "0 ended, 1 left for a later try.\n"

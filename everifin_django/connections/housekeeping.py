@@ -5,6 +5,7 @@ What nobody will come back for is deleted: a little at each login, all of it by
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,8 +17,11 @@ from django.db import router
 from django.db.models import Model, Q
 from django.utils import timezone
 
+from everifin_django.conf import conf
 from everifin_django.connections import grants, links, login_sessions
-from everifin_django.models import BankToken, LogoutSeen, SpentState
+from everifin_django.models import BankToken, LogoutSeen, PendingRevocation, SpentState
+
+logger = logging.getLogger(__name__)
 
 SPENT_STATES_KEPT = timedelta(hours=2)  # longer than any login may take
 LOGOUTS_KEPT = timedelta(minutes=15)
@@ -42,6 +46,26 @@ def delete_old_states() -> None:
 
 def delete_old_logouts() -> None:
     _delete_before(LogoutSeen, "seen_at", LOGOUTS_KEPT)
+
+
+def give_up_old_revocations() -> int:
+    """
+    Delete what has waited in the outbox for EVERIFIN_RETENTION_DAYS, and say so in the log: it may
+    still be alive at Everifin. Return how many entries that were. One query, and one for each.
+    """
+    entries = PendingRevocation.objects.using(router.db_for_write(PendingRevocation))
+    long_ago = timezone.now() - timedelta(days=conf.retention_days)
+    given_up = list(entries.filter(created_at__lt=long_ago))
+    for entry in given_up:
+        logger.error(
+            "The grant of connection %s could not be ended at Everifin for %d days (%s), and is "
+            "not tried any more. Ask Everifin to end it.",
+            entry.connection_id,
+            conf.retention_days,
+            entry.last_error or "not tried",
+        )
+        entry.delete()
+    return len(given_up)
 
 
 def end_inactive() -> int:

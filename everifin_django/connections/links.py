@@ -23,6 +23,7 @@ from everifin_django.oauth.id_token import Identity
 from everifin_django.signals import login_link_created, login_link_removed
 
 MadeBy = LoginLink.MadeBy
+MAX_SUBJECT = 255
 
 
 def are_used() -> bool:
@@ -47,8 +48,11 @@ def may_log_in(link: LoginLink) -> bool:
 
 def connecting_allows_login(user: Any) -> bool:
     """Tell whether *user* may log in with an account they have only connected."""
-    is_privileged = getattr(user, "is_staff", False) or getattr(user, "is_superuser", False)
-    return conf.connect_allows_login and not is_privileged
+    return conf.connect_allows_login and not is_privileged(user)
+
+
+def is_privileged(user: Any) -> bool:
+    return bool(getattr(user, "is_staff", False) or getattr(user, "is_superuser", False))
 
 
 def link(user: Any, issuer: str, subject: str) -> LoginLink:
@@ -61,9 +65,15 @@ def link(user: Any, issuer: str, subject: str) -> LoginLink:
     """
     if issuer != conf.issuer:
         raise ValueError("The issuer is not the one of EVERIFIN_ISSUER.")
-    if not (isinstance(subject, str) and 1 <= len(subject) <= 255 and subject.isascii()):
-        raise ValueError("A subject has 1 to 255 ASCII characters.")
+    if not is_subject(subject):
+        raise ValueError("A subject has 1 to 255 printable ASCII characters.")
     return create(user, Identity(issuer, subject), MadeBy.IMPORT)
+
+
+def is_subject(subject: Any) -> bool:
+    """Source: OpenID Connect Core 1.0, section 2. No control characters, for the database."""
+    is_text = isinstance(subject, str) and 1 <= len(subject) <= MAX_SUBJECT
+    return is_text and subject.isascii() and subject.isprintable()
 
 
 def create(user: Any, identity: Identity, made_by: LoginLink.MadeBy) -> LoginLink:
@@ -121,6 +131,14 @@ def remove(existing: LoginLink) -> None:
     """Let nobody log in by *existing* any more. One statement."""
     if _links().filter(pk=existing.pk)._raw_delete(router.db_for_write(LoginLink)):
         _announce(login_link_removed, existing)
+
+
+def move(existing: LoginLink, user: Any) -> None:
+    """Let *user* log in by *existing*, and its user no longer. One statement."""
+    if _links().filter(pk=existing.pk).update(user=user):
+        _announce(login_link_removed, existing)
+        moved = LoginLink(pk=existing.pk, user=user, made_by=existing.made_by)
+        _announce(login_link_created, moved)
 
 
 def _links() -> QuerySet[LoginLink]:

@@ -275,7 +275,13 @@ class TestLink:
 
     @pytest.mark.parametrize(
         ("issuer", "subject"),
-        [("https://other.example", "a"), (ISSUER, ""), (ISSUER, "ž"), (ISSUER, "a" * 256)],
+        [
+            ("https://other.example", "a"),
+            (ISSUER, ""),
+            (ISSUER, "ž"),
+            (ISSUER, "a\0"),
+            (ISSUER, "a" * 256),
+        ],
     )
     def test_what_can_be_nobody_is_an_error(self, ann, issuer, subject):
         with pytest.raises(ValueError, match=r"issuer|subject"):

@@ -24,7 +24,10 @@ class Command(BaseCommand):
         inactive = housekeeping.end_inactive()
         emptied = purge_ended()
         ended, left = revoke_due()
-        self.stdout.write(f"{ended} ended, {left} left for a later try.")
+        given_up = housekeeping.give_up_old_revocations()
+        self.stdout.write(f"{ended} ended, {left - given_up} left for a later try.")
+        if given_up:
+            self.stderr.write(f"Given up after EVERIFIN_RETENTION_DAYS: {given_up}. See the log.")
         if emptied:
             self.stdout.write(f"Tokens of connections that ended long ago deleted: {emptied}.")
         if inactive:

@@ -1,0 +1,170 @@
+"""
+Let users log in with the Everifin accounts that another app, a file or their connections know.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.core.exceptions import FieldDoesNotExist
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from everifin_django.conf import conf
+from everifin_django.connections import links
+from everifin_django.exceptions import EverifinError, IdentityTakenError
+from everifin_django.models import BankToken, LoginLink
+from everifin_django.oauth.id_token import Identity
+
+CREATED, KNOWN = "created", "known before"
+SOURCES = ("csv", "allauth", "social-auth", "user-field", "connections")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One user and their Everifin account, and where that is written."""
+
+    where: str
+    user: Any
+    subject: str
+    issuer: str
+
+
+class _RefusedRowError(EverifinError):
+    """A row that gives nobody a login; the message says why."""
+
+
+class Command(BaseCommand):
+    help = (
+        "Create login links from a CSV file (columns user, subject and maybe issuer), from "
+        "django-allauth, python-social-auth, a field of the user model (for mozilla-django-oidc), "
+        "or from the connections that users made before the login was added. Without --apply it "
+        "only says what it would do. Running it twice creates nothing twice."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("source", choices=SOURCES)
+        parser.add_argument("--issuer", required=True, help="The issuer that the subjects are of.")
+        parser.add_argument("--file", type=Path, help="The file, for csv.")
+        parser.add_argument("--provider", help="Its name there, for allauth and social-auth.")
+        parser.add_argument("--field", help="The field with the subject, for user-field.")
+        parser.add_argument("--staff", action="store_true", help="Staff and superusers, too.")
+        parser.add_argument("--apply", action="store_true", help="Create the links.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["issuer"] != conf.issuer:
+            raise CommandError("--issuer is not the issuer of this site's settings.")
+        if not links.are_used():
+            raise CommandError("EverifinBackend is not in AUTHENTICATION_BACKENDS.")
+        counts = {CREATED: 0, KNOWN: 0}
+        refused = 0
+        seen: dict[str, Any] = {}
+        for row in _rows(options):
+            try:
+                counts[self._import(row, seen, options)] += 1
+            except EverifinError as error:
+                refused += 1
+                self.stderr.write(f"{row.where}: refused. {error}")
+        done = "created" if options["apply"] else "to be created"
+        self.stdout.write(f"{counts[CREATED]} {done}, {counts[KNOWN]} known, {refused} refused.")
+        if not options["apply"]:
+            self.stdout.write("Nothing was changed. Run it again with --apply.")
+
+    def _import(self, row: Row, seen: dict[str, Any], options: dict[str, Any]) -> str:
+        """Errors: _RefusedRowError with the reason; IdentityTakenError."""
+        _check(row, is_staff_included=options["staff"])
+        identity = Identity(conf.issuer, row.subject)
+        existing = links.find(identity)
+        owner = existing.user_id if existing is not None else seen.get(identity.digest, row.user.pk)
+        if owner != row.user.pk:
+            raise IdentityTakenError
+        seen[identity.digest] = row.user.pk
+        if existing is not None:
+            return KNOWN
+        if options["apply"]:
+            links.create(row.user, identity, LoginLink.MadeBy.IMPORT)
+        return CREATED
+
+
+def _check(row: Row, *, is_staff_included: bool) -> None:
+    if row.user is None:
+        raise _RefusedRowError("There is no such user.")
+    if row.issuer != conf.issuer:
+        raise _RefusedRowError("It is of another issuer.")
+    if not links.is_subject(row.subject):
+        raise _RefusedRowError("A subject has 1 to 255 printable ASCII characters.")
+    if links.is_privileged(row.user) and not is_staff_included:
+        raise _RefusedRowError("The user is staff or a superuser: see --staff.")
+
+
+def _rows(options: dict[str, Any]) -> Iterator[Row]:
+    match options["source"]:
+        case "csv":
+            return _of_file(_needed(options, "file"))
+        case "allauth":
+            model = _model("socialaccount", "SocialAccount")
+            return _of_accounts(model, _needed(options, "provider"), "extra_data")
+        case "social-auth":
+            model = _model("social_django", "UserSocialAuth")
+            return _of_accounts(model, _needed(options, "provider"), "extra_data")
+        case "user-field":
+            return _of_field(_needed(options, "field"))
+    return _of_connections()
+
+
+def _of_file(path: Path) -> Iterator[Row]:
+    users: Any = get_user_model()._default_manager
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if not {"user", "subject"} <= set(reader.fieldnames or ()):
+                raise CommandError("The file needs the columns user and subject.")
+            for entry in reader:
+                user = users.filter(**{users.model.USERNAME_FIELD: entry["user"] or ""}).first()
+                issuer = entry.get("issuer") or conf.issuer
+                yield Row(f"line {reader.line_num}", user, entry["subject"] or "", issuer)
+    except OSError as error:
+        raise CommandError(f"The file cannot be read ({type(error).__name__}).") from None
+
+
+def _of_accounts(model: Any, provider: str, extra: str) -> Iterator[Row]:
+    for account in model._default_manager.filter(provider=provider).select_related("user"):
+        more = getattr(account, extra, None)
+        issuer = more.get("iss") if isinstance(more, dict) else None
+        where = f"{model.__name__} {account.pk}"
+        yield Row(where, account.user, account.uid, issuer or conf.issuer)
+
+
+def _of_field(name: str) -> Iterator[Row]:
+    users: Any = get_user_model()._default_manager
+    try:
+        users.model._meta.get_field(name)
+    except FieldDoesNotExist:
+        raise CommandError("The user model has no such field.") from None
+    for user in users.exclude(**{name: ""}).exclude(**{name: None}).order_by("pk").iterator():
+        yield Row(f"user {user.pk}", user, str(getattr(user, name)), conf.issuer)
+
+
+def _of_connections() -> Iterator[Row]:
+    known = BankToken.objects.exclude(identity_digest=None).select_related("user")
+    for connection in known.order_by("pk").iterator():
+        where = f"connection {connection.pk}"
+        yield Row(where, connection.user, connection.subject, connection.issuer)
+
+
+def _model(app: str, name: str) -> Any:
+    try:
+        return apps.get_model(app, name)
+    except LookupError:
+        raise CommandError(f"{app} is not in INSTALLED_APPS.") from None
+
+
+def _needed(options: dict[str, Any], name: str) -> Any:
+    if not options[name]:
+        raise CommandError(f"This source needs --{name}.")
+    return options[name]
