@@ -110,8 +110,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=NEWEST)
 def types(session: nox.Session) -> None:
+    """Ours, and those that a site's author sees."""
     session.install("--editable", ".[dev]", *dependency_group("lint"))
     session.run("mypy")
+    session.run("pytest", "-m", "", "-rs", "tests/typing")
 
 
 @nox.session(python=NEWEST)

@@ -19,7 +19,7 @@ def test_modules_stay_few_and_without_circles():
     imports = structure.imports()
     assert len(imports) <= 30
     assert sum(map(len, imports.values())) <= 90
-    assert structure.in_circles(imports) <= {"backends", "web"}  # until the login flow is untied
+    assert structure.in_circles(imports) == set()
 
 
 def test_functions_stay_short():
