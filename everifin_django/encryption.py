@@ -42,6 +42,8 @@ from everifin_django.exceptions import (
 )
 from everifin_django.secret import Secret, hides_frames
 
+__all__ = ["Key", "KeyProvider", "SettingsKeys"]
+
 T = TypeVar("T")
 
 FORMAT = "evf1"

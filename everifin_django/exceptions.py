@@ -45,6 +45,38 @@ from __future__ import annotations
 from django.core.exceptions import SuspiciousOperation
 from django.http import Http404
 
+__all__ = [
+    "APIError",
+    "AnswerError",
+    "AnswerLostError",
+    "ConsentExpiredError",
+    "EndUserMissingError",
+    "EverifinError",
+    "IdentityMismatchError",
+    "IdentityTakenError",
+    "InvalidRequestError",
+    "KeysUnavailableError",
+    "LoginError",
+    "MalformedError",
+    "NotAuthorizedError",
+    "NotFoundError",
+    "PaymentNotEditableError",
+    "PaymentRejectedError",
+    "PaymentUncertainError",
+    "RateLimitedError",
+    "RefreshInTransactionError",
+    "RefreshRunningError",
+    "RefusedError",
+    "ScopeMissingError",
+    "TamperedError",
+    "TokenError",
+    "TokenMissingError",
+    "TokenUnreadableError",
+    "UnavailableError",
+    "UnknownKeyError",
+    "UnreachableError",
+]
+
 
 class EverifinError(Exception):
     """Something between this site and Everifin failed. Catch it to catch everything below."""

@@ -1,5 +1,5 @@
 """
-The events other apps may listen to.
+Signals for other apps.
 
 Each is sent after the change is committed, with ``user``; those about a connection with
 ``sender=BankToken`` and ``connection_id`` (UUID), those about a login link with

@@ -184,3 +184,11 @@ def test_every_message_of_the_troubleshooting_page_is_one_of_ours():
 
 def test_every_setting_is_listed():
     assert set(re.findall(r"EVERIFIN_[A-Z_]+", text_of("settings"))) >= SETTINGS.keys()
+
+
+def test_every_check_is_listed():
+    source = (PACKAGE / "checks.py").read_text(encoding="utf-8")
+    ids = set(re.findall(r'"(?:everifin_django\.)?([EW]\d{3})"', source))
+    ids |= {setting.check_id for setting in SETTINGS.values()}
+    pages = text_of("checks") + text_of("settings")
+    assert ids <= set(re.findall(r"\b([EW]\d{3})\b", pages))

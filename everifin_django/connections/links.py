@@ -41,7 +41,7 @@ def find(identity: Identity) -> LoginLink | None:
 
 def may_log_in(link: LoginLink) -> bool:
     """
-    Tell whether *link* is good for a login now: one that connecting made is looked at each time.
+    Tell whether *link* can be used to log in now: a link that connecting made is checked each time.
     """
     return link.made_by != MadeBy.CONNECT or connecting_allows_login(link.user)
 
@@ -57,8 +57,8 @@ def is_privileged(user: Any) -> bool:
 
 def link(user: Any, issuer: str, subject: str) -> LoginLink:
     """
-    Let *user* log in with the Everifin account *subject* of *issuer*, and return the link; the one
-    there is stays as it was made. Two queries.
+    Let *user* log in with the Everifin account *subject* of *issuer*, and return the link. An
+    existing link does not change. Two queries.
 
     Errors: IdentityTakenError if another user has it; ValueError for another issuer than this
     site's, or a subject that none can be.
@@ -128,7 +128,7 @@ def remove_made_by_connecting(user: Any) -> None:
 
 
 def remove(existing: LoginLink) -> None:
-    """Let nobody log in by *existing* any more. One statement."""
+    """Remove *existing*, so that nobody can log in by it. One statement."""
     if _links().filter(pk=existing.pk)._raw_delete(router.db_for_write(LoginLink)):
         _announce(login_link_removed, existing)
 

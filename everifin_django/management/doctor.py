@@ -131,7 +131,7 @@ def examine_proxies() -> Words:
     if is_behind_one and not conf.trusted_proxies:
         message = (
             "The settings trust headers of a reverse proxy, but EVERIFIN_TRUSTED_PROXIES is 0: "
-            "Everifin is told the proxy's IP address, or none, in place of the user's."
+            "Everifin is told the proxy's IP address, or none, instead of the user's."
         )
         yield "warning", message, "EVERIFIN_TRUSTED_PROXIES = 1"
 
@@ -248,7 +248,7 @@ def examine_api() -> Words:
         yield "ok", "The bank API answers, and asks for a token."
     else:
         hint = "Check EVERIFIN_API_URL and EVERIFIN_API_PATHS."
-        yield "warning", f"The bank API answers {answer.status} in place of 401.", hint
+        yield "warning", f"The bank API answers {answer.status} instead of 401.", hint
 
 
 def _ask(url: str) -> Answer | str:

@@ -53,7 +53,8 @@ def everifin_button(
 def everifin_health(context: template.Context) -> Any:
     """
     Return the state of the user's connection: ``.label`` is words for people, ``.value`` active,
-    expiring, degraded, needs_reconnect or disconnected. One query; none for who is not logged in.
+    expiring, degraded, needs_reconnect or disconnected. One query; none for a visitor who is not
+    logged in.
     """
     request = context["request"]
     if not request.user.is_authenticated:
