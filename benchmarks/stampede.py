@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import django
 
+from everifin_django.testing.fake import redirect_target
 from tests.support.servers import DATABASES
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def connected_at_everifin() -> Iterator[tuple[Sandbox, Any, str, dict[str, Any]]
         with override_settings(**settings):
             user, client = get_user_model().objects.create_user("holder"), Client()
             client.force_login(user)
-            client.get(sandbox.authorize(client.post("/everifin/connect/")["Location"]))
+            client.get(sandbox.authorize(redirect_target(client.post("/everifin/connect/"))))
             sandbox.faults.add(REFRESH, latency_seconds=LATENCY_SECONDS)
             yield sandbox, user, client.session.session_key or "", settings
             user.delete()

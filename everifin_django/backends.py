@@ -5,7 +5,8 @@ subject, grants kept.
 A site that wants to shape users subclasses ``EverifinBackend`` and names its class in
 AUTHENTICATION_BACKENDS; the hooks are the ones mozilla-django-oidc documents:
 ``create_user(claims)``, ``update_user(user, claims)``, ``get_username(claims)`` and
-``verify_claims(claims)``, which refuses a login by returning False.
+``verify_claims(claims)``, which refuses a login by returning False, or by raising
+LoginRefusedError with a sentence for the visitor.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.backends import ModelBackend
-from django.core.exceptions import ImproperlyConfigured, SuspiciousOperation, ValidationError
+from django.core.exceptions import (
+    ImproperlyConfigured,
+    PermissionDenied,
+    SuspiciousOperation,
+    ValidationError,
+)
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
@@ -28,7 +34,7 @@ from django.views.decorators.debug import sensitive_variables
 from everifin_django.conf import conf
 from everifin_django.connections import grants, links, revocation
 from everifin_django.encryption import active_key
-from everifin_django.exceptions import APIError, IdentityTakenError, LoginError
+from everifin_django.exceptions import APIError, IdentityTakenError, LoginError, LoginRefusedError
 from everifin_django.models import BankToken, LoginLink
 from everifin_django.oauth import endpoints, id_token
 from everifin_django.oauth.endpoints import TokenSet
@@ -59,6 +65,18 @@ class Grant:
     identity: Identity | None = field(repr=False)
     claims: Claims | None = field(repr=False)
     login_session_id: uuid.UUID = field(default_factory=uuid.uuid4)
+
+
+@dataclass(slots=True, eq=False)
+class LoginAttempt:
+    """
+    The credential that ``authenticate`` takes. Other backends see an object without content.
+
+    *error* says why EverifinBackend refused it: Django keeps no reason.
+    """
+
+    grant: Grant = field(repr=False)
+    error: LoginError | IdentityTakenError | None = None
 
 
 class EverifinBackend(ClaimsBackend, ModelBackend):
@@ -111,28 +129,34 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
 
     @sensitive_variables()
     def authenticate(  # type: ignore[override]  # no credentials but ours, as said below
-        self, request: HttpRequest | None, *, everifin_grant: Grant
+        self, request: HttpRequest | None, *, everifin_tokens: LoginAttempt
     ) -> Any:
         """
-        Return the user whom the grant's identity belongs to, with the grant stored; None if there
-        is and shall be none.
+        Return the user whom the grant's identity belongs to, with the grant stored.
 
         Django calls this for no credentials but ours, so another login's code is never taken for
-        Everifin's.
-        Errors: LoginError for a user who is not active, or without an ID token.
+        Everifin's. Django masks credentials of this name in ``user_login_failed``.
+        Errors: PermissionDenied, with the reason in the attempt: no other backend is asked.
         """
-        if everifin_grant.claims is None:
+        self.request = request
+        try:
+            return self._authenticate(everifin_tokens.grant)
+        except (LoginError, IdentityTakenError) as error:
+            everifin_tokens.error = error.with_traceback(None)
+        raise PermissionDenied
+
+    def _authenticate(self, grant: Grant) -> Any:
+        if grant.claims is None:
             logger.error(
                 "Everifin gave no ID token, and without one nobody can be logged in. "
                 "Does EVERIFIN_SCOPES ask for openid?"
             )
             raise LoginError("no_id_token")
-        self.request = request
         try:
-            return self._log_in(everifin_grant.claims, everifin_grant)
+            return self._log_in(grant.claims, grant)
         except IdentityTakenError:
             # The same person's first login, twice at once: the other one has just made the user.
-            return self._log_in(everifin_grant.claims, everifin_grant)
+            return self._log_in(grant.claims, grant)
 
     def _log_in(self, claims: Claims, grant: Grant) -> Any:
         with transaction.atomic():
@@ -143,9 +167,9 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
             except SuspiciousOperation:
                 # mozilla-django-oidc's way to say that verify_claims returned False.
                 logger.warning("A login with Everifin was refused by this site's verify_claims.")
-                user = None
+                raise LoginRefusedError from None
             if user is None:
-                return None
+                raise LoginError("no_user")
             if not self.user_can_authenticate(user):
                 raise LoginError("user_inactive")
             identity = id_token.identity_of(claims)

@@ -24,6 +24,8 @@ from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 from django.http.request import split_domain_port, validate_host
+from django.urls import NoReverseMatch, reverse
+from django.utils import translation
 from django.utils.module_loading import import_string
 
 from everifin_django.conf import DEFAULT_KEY_PROVIDER, SETTINGS, conf, is_plain_loopback
@@ -64,6 +66,7 @@ def register() -> None:
         check_logout,
         check_hosts,
         check_names,
+        check_callback,
     ):
         checks.register(check, "everifin_django")
     for check in (
@@ -234,6 +237,29 @@ def check_hosts(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             hint="Set EVERIFIN_REDIRECT_URI, or name each host in ALLOWED_HOSTS in full.",
         )
     ]
+
+
+def check_callback(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    languages = [code for code, _ in settings.LANGUAGES] if settings.USE_I18N else []
+    try:
+        urls = {_callback_in(language) for language in languages}
+    except NoReverseMatch:
+        return []
+    if len(urls) <= 1:
+        return []
+    return [
+        checks.Warning(
+            "The callback has another URL for each language, and Everifin accepts only those that "
+            "are registered.",
+            hint='Move include("everifin_django.urls") out of i18n_patterns.',
+            id="everifin_django.W008",
+        )
+    ]
+
+
+def _callback_in(language: str) -> str:
+    with translation.override(language):
+        return reverse("everifin_django:callback")
 
 
 def check_plain_http(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:

@@ -538,6 +538,12 @@ class LoginConf:
         meaning="Users who have connected an Everifin account can log in with it. Staff and "
         "superusers never can.",
     )
+    use_login_url = Flag(
+        default=True,
+        check_id="E063",
+        meaning="Anonymous visitors of a decorated view go to `LOGIN_URL`. `False`: to Everifin's "
+        "login, if the backend is installed.",
+    )
     use_pkce = Flag(
         default=True,
         check_id="E035",

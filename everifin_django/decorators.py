@@ -4,11 +4,13 @@ The decorator for views that need Everifin.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from functools import wraps
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar, overload
 
 from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.http import HttpResponseBase
+from django.utils.cache import patch_cache_control
 
 __all__ = ["everifin_required"]
 
@@ -38,7 +40,9 @@ def everifin_required(
     begins. A user without a connection is redirected to the connect page and back; ``fetch`` gets
     401 with the page's URL, htmx ``HX-Redirect``. While Everifin is down the answer is 503. Works
     on sync and async views, with or without parentheses, and on methods by Django's
-    ``method_decorator``. Costs one query and one decryption while the token is fresh.
+    ``method_decorator``. The response is ``private, no-store`` unless the view sets
+    Cache-Control, and Django's ``cache_page`` does not store it. Costs one query and one decryption
+    while the token is fresh.
     """
     needed = frozenset([scopes] if isinstance(scopes, str) else scopes)
 
@@ -60,7 +64,7 @@ def _wrap(view: Callable[P, R], needed: frozenset[str]) -> Callable[P, R]:
     @wraps(view)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         _require(_request_of(args, kwargs), needed)
-        return view(*args, **kwargs)
+        return _keep_private(view(*args, **kwargs))
 
     return wrapper
 
@@ -71,7 +75,7 @@ def _wrap_async(
     @wraps(view)
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         await sync_to_async(_require)(_request_of(args, kwargs), needed)
-        return await view(*args, **kwargs)
+        return _keep_private(await view(*args, **kwargs))
 
     return wrapper
 
@@ -83,3 +87,40 @@ def _request_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _require(request: Any, scopes: frozenset[str]) -> None:
     # Done by the middleware already, unless a decorator without ``wraps`` hid the view from it.
     request.everifin.ensure_token(scopes)
+    _keep_out_of_the_cache(request)
+
+
+class _NeverCached:
+    """
+    Keeps Django's ``cache_page`` from storing the response of a decorated view.
+
+    Below this decorator it would see neither the header set here nor ``Vary: Cookie``, and would
+    show one user's accounts to the next. It asks this attribute of the request, which it also sets.
+    """
+
+    @property
+    def _cache_update_cache(self) -> bool:
+        return False
+
+    @_cache_update_cache.setter
+    def _cache_update_cache(self, value: bool) -> None:
+        pass
+
+
+@cache
+def _never_cached(kind: Hashable) -> Any:
+    base: Any = kind
+    return type(base.__name__, (_NeverCached, base), {"__module__": base.__module__})
+
+
+def _keep_out_of_the_cache(request: Any) -> None:
+    if not isinstance(request, _NeverCached):
+        kind: Any = type(request)
+        request.__class__ = _never_cached(kind)
+
+
+def _keep_private(response: R) -> R:
+    """Bank data is ``private, no-store`` unless the view sets the header itself."""
+    if isinstance(response, HttpResponseBase) and not response.has_header("Cache-Control"):
+        patch_cache_control(response, private=True, no_store=True)
+    return response

@@ -30,6 +30,7 @@ What can go wrong, and who has to act.
     │       ├── PaymentRejectedError    the user: the bank refused the payment
     │       └── PaymentNotEditableError nobody: read the payment instead
     ├── LoginError                      the visitor starts the login or connection again
+    │   └── LoginRefusedError           nobody: this site does not let the visitor log in
     ├── IdentityMismatchError           the user signs in at Everifin with the account of before
     └── IdentityTakenError              the visitor logs in as the user who has the Everifin account
 
@@ -306,6 +307,18 @@ class IdentityMismatchError(EverifinError):
 
     def __str__(self) -> str:
         return "This user's connection belongs to another Everifin account."
+
+
+class LoginRefusedError(LoginError):
+    """
+    This site does not let the visitor log in. A backend's ``verify_claims`` raises it with a
+    sentence to say why; the visitor is shown it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("refused")
+        self.args = (message,)
+        self.message = message
 
 
 class IdentityTakenError(EverifinError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse
+from django.urls import NoReverseMatch, reverse
 from django.utils.functional import SimpleLazyObject
 
 from everifin_django.conf import conf
@@ -56,12 +57,14 @@ class EverifinMiddleware:
         response = self.get_response(request)
         if _has_changed(request):
             _follow(request, response)
-        return response
+        return _stop_circle(request, response)
 
     async def _acall(self, request: HttpRequest) -> Any:
         response = await self.get_response(request)
         if _has_changed(request):
             await sync_to_async(_follow)(request, response)
+        if _leads_to_our_login(response):
+            return await sync_to_async(_stop_circle)(request, response)
         return response
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
@@ -116,6 +119,28 @@ def _prepare(request: Any, scopes: frozenset[str] | None) -> HttpResponse | None
             raise
         return response
     return None
+
+
+def _leads_to_our_login(response: Any) -> bool:
+    if response.status_code != 302:
+        return False
+    try:
+        return bool(response["Location"].partition("?")[0] == reverse("everifin_django:login"))
+    except NoReverseMatch:
+        return False
+
+
+def _stop_circle(request: HttpRequest, response: Any) -> Any:
+    """
+    A page that sends a user who is logged in to our login refuses that user: 403 and the reason.
+
+    ``permission_required`` does so, and the login would send the user straight back.
+    """
+    if _leads_to_our_login(response) and request.user.is_authenticated:
+        from everifin_django.web.responses import user_not_allowed  # as above
+
+        return user_not_allowed(request)
+    return response
 
 
 def _everifin(request: HttpRequest) -> Any:

@@ -163,9 +163,12 @@ class TestHooks:
 
 class TestBesideOthers:
     def test_our_code_goes_to_nobody_else(self, everifin_connect, client, another_login):
+        """A backend that takes any credentials is asked, and sees an object without content."""
         everifin_connect(client, view="login")
         assert client.session["_auth_user_backend"] == OURS
-        assert not another_login.given
+        [(query, credentials)] = another_login.given
+        assert not query
+        assert repr(credentials) == "{'everifin_tokens': LoginAttempt(error=None)}"
 
     def test_we_take_nobody_elses_code(self, everifin, another_login):
         request = RequestFactory().get("/theirs/", {"code": "theirs", "state": "theirs"})

@@ -117,6 +117,7 @@ WRONG = [
     ("E036", {"EVERIFIN_REQUIRE_ISS": "True"}),
     ("E037", {"EVERIFIN_CREATE_USERS": "False"}),
     ("E052", {"EVERIFIN_CONNECT_ALLOWS_LOGIN": "False"}),
+    ("E063", {"EVERIFIN_USE_LOGIN_URL": "False"}),
     ("E039", {"EVERIFIN_REFRESH_EVERY_VIEW": 1}),
     ("E042", {"EVERIFIN_CA_BUNDLE": "/nowhere/ca.pem"}),
     ("E043", {"EVERIFIN_PROXIES": "http://proxy.test"}),

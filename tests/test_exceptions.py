@@ -24,6 +24,7 @@ from everifin_django.exceptions import (
     InvalidRequestError,
     KeysUnavailableError,
     LoginError,
+    LoginRefusedError,
     MalformedError,
     NotAuthorizedError,
     NotFoundError,
@@ -73,6 +74,7 @@ ERRORS = [
     PaymentRejectedError("text", **API),
     PaymentNotEditableError("text", **API),
     LoginError("state_expired"),
+    LoginRefusedError("Not today."),
     IdentityMismatchError(),
     IdentityTakenError(),
 ]

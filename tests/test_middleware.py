@@ -248,7 +248,7 @@ class TestAsync:
         assert async_to_sync(async_connected.get)(path).status_code == 503
         async_connected.cookies.clear()
         response = async_to_sync(async_connected.get)(path)
-        assert response["Location"].startswith("/everifin/login/")
+        assert response["Location"].startswith("/accounts/login/?next=")
 
 
 SEEN, SPOOFED = "203.0.113.9", "198.51.100.66"

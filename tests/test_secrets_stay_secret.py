@@ -29,6 +29,7 @@ from django.views.debug import ExceptionReporter
 from everifin_django import signals
 from everifin_django.connections import everifin_for
 from everifin_django.models import BankToken, PendingRevocation, SpentState
+from everifin_django.testing.fake import redirect_target
 from everifin_django.testing.sandbox import Sandbox
 
 LOGIN = "/everifin/login/"
@@ -136,7 +137,7 @@ class Walk:
     def log_in(self, *, expect: int = 302, failing: tuple[object, str] | None = None) -> None:
         start = self.client.post(LOGIN)
         self.under_way.append(repr(dict(self.client.session["everifin_flows"])))
-        back = self.everifin.authorize(start["Location"], "canary")
+        back = self.everifin.authorize(redirect_target(start), "canary")
         with self.patch.context() as patch:
             if failing is not None:
                 patch.setattr(failing[0], failing[1], fail)
@@ -160,7 +161,7 @@ class Walk:
         self.look("/accounts/", expect=200)
         self.look("/broken/", expect=500)
         self.look("/accounts/1/", expect=404)
-        self.look("/payments/", expect=302)
+        self.look("/payments/", expect=500)
         for fault, expected in ({"body": "<html>"}, 500), ({"status": 500}, 503):
             self.everifin.faults.add("api", **fault)
             self.look("/accounts/", expect=expected)

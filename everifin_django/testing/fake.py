@@ -7,6 +7,8 @@ Used by the pytest fixtures of `everifin_django.testing.plugin` and the test cas
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -72,7 +74,7 @@ class FakeEverifin(Sandbox):
         "connect", *data* what its form sends. Returns the callback's response.
         """
         start = client.post(reverse(f"everifin_django:{view}"), data)
-        return client.get(self.authorize(start["Location"], username))
+        return client.get(self.authorize(redirect_target(start), username))
 
     def expire_access_token(self, user: Any) -> None:
         """
@@ -106,6 +108,21 @@ class FakeEverifin(Sandbox):
         """What the access token says; nothing for one that this sandbox did not make."""
         token = connection.open_token("access")
         return (token and self.signer.verify(token.reveal())) or {}
+
+
+def redirect_target(response: Any) -> str:
+    """
+    Return the URL that *response* sends a browser to: a redirect's, or that of the small page with
+    which the site's views answer a form that leads to Everifin or a bank.
+
+    Takes responses of Django's test client and of requests. Errors: AssertionError without a URL.
+    """
+    for name in ("Location", "HX-Redirect"):
+        if name in response.headers:
+            return str(response.headers[name])
+    refresh = re.search(rb'http-equiv="refresh" content="0;url=([^"]+)"', response.content)
+    assert refresh is not None, f"The response leads nowhere (status {response.status_code})."
+    return html.unescape(refresh[1].decode())
 
 
 @contextmanager

@@ -136,8 +136,10 @@ def reread_session(request: HttpRequest) -> None:
     user_pk = request.session.get(auth.SESSION_KEY)
     request.session = type(request.session)(request.session.session_key)
     request.session.modified = _has_new_key(request)
-    if request.session.get(auth.SESSION_KEY) != user_pk or not _is_still_here(request.user):
+    if request.session.get(auth.SESSION_KEY) != user_pk:
         raise LoginError("user_changed")
+    if not _is_still_here(request.user):
+        raise LoginError("user_inactive")
 
 
 def _has_new_key(request: HttpRequest) -> bool:

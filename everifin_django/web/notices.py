@@ -25,6 +25,10 @@ UNAVAILABLE = "unavailable"
 ENDED = "ended"
 SCOPE_MISSING = "scope_missing"
 NO_USER = "no_user"
+INACTIVE = "inactive"
+REFUSED = "refused"
+LOGGED_IN = "logged_in"
+MISCONFIGURED = "misconfigured"
 LOGIN_NOT_ALLOWED = "login_not_allowed"
 OTHER_IDENTITY = "other_identity"
 NOT_TRUSTED = "not_trusted"
@@ -69,6 +73,22 @@ NOTICES: Mapping[str, Notice] = {
         _("Nobody here has this Everifin account"),
         _("Log in the way you usually do, then connect Everifin."),
     ),
+    INACTIVE: Notice(
+        _("Your user here is deactivated"),
+        _("Nothing has changed. If you think that this is a mistake, ask us."),
+    ),
+    REFUSED: Notice(
+        _("You cannot log in here"),
+        _("Everifin knows you, but this site did not accept the login. Nothing has changed."),
+    ),
+    LOGGED_IN: Notice(
+        _("You are logged in already"),
+        _("The page you asked for still wants you to log in: your user may not see it."),
+    ),
+    MISCONFIGURED: Notice(
+        _("This page is not set up correctly"),
+        _("It needs a permission that this site never asks Everifin for. Please tell us."),
+    ),
     LOGIN_NOT_ALLOWED: Notice(
         _("Log in the way you usually do"),
         _("This Everifin account is connected to a user here, but it cannot be used to log in."),
@@ -100,7 +120,9 @@ NOTICES: Mapping[str, Notice] = {
 
 BY_REASON: Mapping[str, str] = {
     "state_expired": EXPIRED,
-    "user_inactive": NO_USER,
+    "user_inactive": INACTIVE,
+    "no_user": NO_USER,
+    "refused": REFUSED,
     "login_not_allowed": LOGIN_NOT_ALLOWED,
     "no_id_token": FAILED,
 }

@@ -12,8 +12,10 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from django.conf import settings
+from django.core.exceptions import DisallowedRedirect
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.shortcuts import render, resolve_url
+from django.template.loader import render_to_string
 from django.urls import get_script_prefix, reverse
 from django.utils.cache import add_never_cache_headers
 from django.utils.translation import gettext as _
@@ -31,10 +33,13 @@ from everifin_django.exceptions import (
 )
 from everifin_django.web.notices import (
     ENDED,
+    LOGGED_IN,
+    MISCONFIGURED,
     NOTICES,
     PAYMENT_UNCERTAIN,
     SCOPE_MISSING,
     UNAVAILABLE,
+    Notice,
 )
 
 logger = logging.getLogger(__name__)
@@ -42,6 +47,35 @@ security_logger = logging.getLogger("everifin_django.security")
 
 NOTICE_SESSION_KEY = "everifin_notice"
 DEFAULT_RETRY_SECONDS = 30
+
+
+class LeaveResponse(HttpResponse):
+    """The answer that sends a person on to ``url``, which Django's redirects have, too."""
+
+    url: str
+
+
+def leave_for(request: HttpRequest, url: str) -> LeaveResponse:
+    """
+    Answer a form by sending the person on to *url*, at another site.
+
+    200 with a small page that goes on by itself; htmx gets HX-Redirect. A redirect would not do:
+    Chromium holds the redirects after a form to ``form-action``, too, and blocks one to another
+    site without a word. Errors: DisallowedRedirect if *url* is not http or https.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise DisallowedRedirect("Only http and https lead to another site.")
+    if _is_htmx(request):
+        response = LeaveResponse(headers={"HX-Redirect": url})
+    else:
+        context = {"url": url, "host": parts.hostname}
+        page = render_to_string("everifin_django/leave.html", context, request)
+        response = LeaveResponse(page, headers={"X-Frame-Options": "DENY"})
+    response.url = url
+    response["Referrer-Policy"] = "same-origin"
+    add_never_cache_headers(response)
+    return response
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +88,9 @@ class Action:
 
 def start_again(request: HttpRequest) -> Action:
     """Return the step to the page with the button."""
-    return Action(_("Start again"), _connect_or_login_page(request))
+    is_login = not request.user.is_authenticated and login_backend() is not None
+    page = reverse("everifin_django:login") if is_login else _connect_or_login_page(request)
+    return Action(_("Start again"), page)
 
 
 def _once_more(request: HttpRequest) -> Action | None:
@@ -73,7 +109,8 @@ def answer_for(request: HttpRequest, error: Exception) -> HttpResponse | None:
     have been made or not: 502, and nothing that leads to paying again.
     """
     if isinstance(error, TokenMissingError | ConsentExpiredError | ScopeMissingError):
-        _warn_of_scopes_never_asked_for(error)
+        if never_requested := _scopes_never_requested(error):
+            return _misconfigured(request, never_requested)
         return _ask_to_connect(request, error)
     if isinstance(error, UnavailableError | TokenUnreadableError):
         if isinstance(error, TokenUnreadableError):
@@ -110,13 +147,21 @@ def unavailable(
 
 
 def error_page(
-    request: HttpRequest, notice: str, *, status: int, action: Action | None = None
+    request: HttpRequest, notice: str | Notice, *, status: int, action: Action | None = None
 ) -> HttpResponse:
     """Return the page that says what happened, and leads to *action* or back to the site."""
-    context = {"notice": NOTICES[notice], "action": action, "home": get_script_prefix()}
+    told = NOTICES[notice] if isinstance(notice, str) else notice
+    context = {"notice": told, "action": action, "home": get_script_prefix()}
     response = render(request, "everifin_django/error.html", context, status=status)
     add_never_cache_headers(response)
     return response
+
+
+def user_not_allowed(request: HttpRequest) -> HttpResponse:
+    """Return 403: the user is logged in, and a page asks for a login all the same."""
+    if wants_page(request):
+        return error_page(request, LOGGED_IN, status=403)
+    return problem(403, "not-allowed", str(NOTICES[LOGGED_IN].title))
 
 
 def problem(status: int, kind: str, title: str, **members: Any) -> JsonResponse:
@@ -139,11 +184,15 @@ def wants_page(request: HttpRequest) -> bool:
     ) in (None, "text/html")
 
 
+def _is_htmx(request: HttpRequest) -> bool:
+    return request.headers.get("HX-Request") == "true"
+
+
 def _ask_to_connect(request: HttpRequest, error: EverifinError) -> HttpResponse:
     url, notice = _page_to_connect(request), _notice_of(error)
     if notice:
         security_logger.info("User %s is asked to connect again: %s.", request.user.pk, notice)
-    is_htmx = request.headers.get("HX-Request") == "true"
+    is_htmx = _is_htmx(request)
     if not is_htmx and not wants_page(request):
         kind, title = _problem_of(error)
         return problem(401, kind, title, connect_url=request.build_absolute_uri(url))
@@ -154,14 +203,21 @@ def _ask_to_connect(request: HttpRequest, error: EverifinError) -> HttpResponse:
     return response
 
 
-def _warn_of_scopes_never_asked_for(error: EverifinError) -> None:
+def _scopes_never_requested(error: EverifinError) -> frozenset[str]:
     missing = error.missing if isinstance(error, ScopeMissingError) else frozenset()
-    if never_asked_for := missing - set(conf.scopes.split()):
-        logger.error(
-            "A view needs the scope %s, which EVERIFIN_SCOPES does not ask for: connecting again "
-            "will not help.",
-            " ".join(sorted(never_asked_for)),
-        )
+    return missing - set(conf.scopes.split())
+
+
+def _misconfigured(request: HttpRequest, scopes: frozenset[str]) -> HttpResponse:
+    """Connecting again would not help: the user would go in circles."""
+    logger.error(
+        "A view needs the scope %s, which EVERIFIN_SCOPES does not ask for: connecting again "
+        "will not help.",
+        " ".join(sorted(scopes)),
+    )
+    if wants_page(request):
+        return error_page(request, MISCONFIGURED, status=500)
+    return problem(500, "misconfigured", str(NOTICES[MISCONFIGURED].title))
 
 
 def _problem_of(error: EverifinError) -> tuple[str, str]:
@@ -186,9 +242,9 @@ def _page_to_connect(request: HttpRequest) -> str:
 def _connect_or_login_page(request: HttpRequest) -> str:
     if request.user.is_authenticated:
         return reverse("everifin_django:connect")
-    if login_backend() is not None:
-        return reverse("everifin_django:login")
-    return resolve_url(settings.LOGIN_URL)
+    if conf.use_login_url or login_backend() is None:
+        return resolve_url(settings.LOGIN_URL)
+    return reverse("everifin_django:login")
 
 
 def _page_to_return_to(request: HttpRequest) -> str:

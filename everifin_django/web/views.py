@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from django.conf import settings
 from django.contrib import auth
+from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
-from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIRequest
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
@@ -29,7 +29,13 @@ from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.generic import View
 
-from everifin_django.backends import EverifinBackend, Grant, login_backend
+from everifin_django.backends import (
+    EverifinBackend,
+    Grant,
+    LoginAttempt,
+    is_ours,
+    login_backend,
+)
 from everifin_django.conf import conf
 from everifin_django.connections import grants, logout, revocation
 from everifin_django.exceptions import (
@@ -37,6 +43,7 @@ from everifin_django.exceptions import (
     IdentityMismatchError,
     IdentityTakenError,
     LoginError,
+    LoginRefusedError,
     RefusedError,
     UnavailableError,
 )
@@ -45,10 +52,12 @@ from everifin_django.oauth.oidc import authorization_request
 from everifin_django.secret import Secret
 from everifin_django.web import backchannel_logout, browser_session, login_flow, notices
 from everifin_django.web.login_flow import Flow, FlowKind
+from everifin_django.web.notices import Notice
 from everifin_django.web.responses import (
     NOTICE_SESSION_KEY,
     Action,
     error_page,
+    leave_for,
     start_again,
     unavailable,
 )
@@ -72,15 +81,19 @@ Keycloak.
 NO_CODE = Secret("")
 NOTICE_OF_ERROR = {"access_denied": notices.CANCELLED, "invalid_scope": notices.FAILED}
 NOTICE_OF_OUTAGE = ("temporarily_unavailable", "server_error")
-STATUSES = {
-    notices.TAKEN: 409,
-    notices.OTHER_IDENTITY: 409,
-    notices.NO_USER: 403,
-    notices.LOGIN_NOT_ALLOWED: 403,
+STATUSES_BY_REASON = {
+    "identity_taken": 409,
+    "identity_mismatch": 409,
+    "no_user": 403,
+    "user_inactive": 403,
+    "refused": 403,
+    "login_not_allowed": 403,
 }
 """The status of the page that says so; 400 for all others."""
 
 auth_view_decorators = [
+    # Each view says itself who may use it, and Everifin's own call has no session.
+    method_decorator(login_not_required, name="dispatch"),
     method_decorator(transaction.non_atomic_requests, name="dispatch"),
     method_decorator(never_cache, name="dispatch"),
     method_decorator(csrf_protect, name="dispatch"),
@@ -121,7 +134,7 @@ class StartView(View):
             code_verifier=begun.code_verifier,
         )
         login_flow.begin(request, begun.state, flow)
-        return HttpResponseRedirect(begun.url)
+        return leave_for(request, begun.url)
 
 
 @auth_view
@@ -131,7 +144,8 @@ class LoginView(StartView):
     kind = FlowKind.LOGIN
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        _login_backend()
+        if login_backend() is None:
+            raise Http404
         if request.user.is_authenticated:
             asked_for = request.POST.get("next") or request.GET.get("next")
             return HttpResponseRedirect(login_flow.next_or_default(request, asked_for))
@@ -163,8 +177,9 @@ class CallbackView(View):
         try:
             response = self._handle_response(request, _parameters(request))
         except LoginError as error:
-            response = _stopped(request, error.reason, notices.of_reason(error.reason))
-        response["Referrer-Policy"] = "no-referrer"
+            response = _stopped(request, error.reason, _told(error))
+        # Not no-referrer: a browser would send "Origin: null" with forms on the page.
+        response["Referrer-Policy"] = "same-origin"
         return response
 
     def _handle_response(self, request: HttpRequest, parameters: dict[str, Secret]) -> HttpResponse:
@@ -205,29 +220,24 @@ class CallbackView(View):
         except (UnavailableError, RefusedError) as error:
             return self._not_exchanged(request, flow, error)
         try:
-            user = self._store(request, flow, backend, grant)
+            user = self._store(request, flow, grant)
         except IdentityTakenError:
             return _stopped(request, "identity_taken", notices.TAKEN)
         except IdentityMismatchError:
             return _stopped(request, "identity_mismatch", notices.OTHER_IDENTITY)
-        if user is None:
-            revocation.revoke_unused(grant.tokens, "no_user")
-            return _stopped(request, "no_user", notices.NO_USER)
         if flow.kind == FlowKind.LOGIN:
-            auth.login(request, user, backend=backend.path)
+            auth.login(request, user)
             if not browser_session.begin(request, grant, flow.state_digest):
                 auth.logout(request)
                 return _stopped(request, "logged_out_meanwhile", notices.NOT_TRUSTED)
         return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
 
-    def _store(
-        self, request: HttpRequest, flow: Flow, backend: EverifinBackend, grant: Grant
-    ) -> Any:
-        """The user who has the grant from now on; None if nobody here shall have it."""
+    def _store(self, request: HttpRequest, flow: Flow, grant: Grant) -> Any:
+        """Return the user who has the grant from now on."""
         try:
             login_flow.reread_session(request)
             if flow.kind == FlowKind.LOGIN:
-                return backend.authenticate(request, everifin_grant=grant)
+                return _authenticate(request, grant)
             grants.save_grant(
                 request.user,
                 grant.tokens,
@@ -235,9 +245,8 @@ class CallbackView(View):
                 login_session_id=browser_session.record_id_of(request.session),
             )
         except BaseException as error:
-            # Whatever it was: nobody has this grant, so it must not stay alive at Everifin.
-            is_taken = isinstance(error, IdentityTakenError)
-            revocation.revoke_unused(grant.tokens, "identity_taken" if is_taken else "login_failed")
+            # Nobody has this grant, so it must not stay alive at Everifin.
+            revocation.revoke_unused(grant.tokens, _why_unused(error))
             raise
         return request.user
 
@@ -279,11 +288,15 @@ class LogoutView(View):
         except Exception as error:  # noqa: BLE001 - the person is logged out here
             security_logger.critical("A logout was not told to Everifin: %s.", type(error).__name__)
         home = settings.LOGOUT_REDIRECT_URL or get_script_prefix()
-        response = HttpResponseRedirect(page or next_url or resolve_url(home))
+        if page is None:
+            response: HttpResponse = HttpResponseRedirect(next_url or resolve_url(home))
+        else:
+            response = leave_for(request, page)
         response["Clear-Site-Data"] = '"cache", "storage"'
         return response
 
 
+@method_decorator(login_not_required, name="dispatch")
 @method_decorator(transaction.non_atomic_requests, name="dispatch")
 @method_decorator(never_cache, name="dispatch")
 @method_decorator(csrf_exempt, name="dispatch")
@@ -369,11 +382,37 @@ def _user_pk(request: HttpRequest) -> str:
 def _login_backend() -> EverifinBackend:
     backend = login_backend()
     if backend is None:
-        raise ImproperlyConfigured(
-            'To log users in with Everifin, add "everifin_django.backends.EverifinBackend" to '
-            "AUTHENTICATION_BACKENDS."
-        )
+        raise Http404
     return backend
+
+
+def _authenticate(request: HttpRequest, grant: Grant) -> Any:
+    """
+    Return the user whom Django's backends let in for *grant*.
+
+    Errors: LoginError, IdentityTakenError. Django has then sent ``user_login_failed``.
+    """
+    attempt = LoginAttempt(grant)
+    user: Any = auth.authenticate(request, everifin_tokens=attempt)
+    if attempt.error is not None:
+        raise attempt.error
+    if user is None or not is_ours(user.backend):
+        # Another backend of the site refused, or took for its own what was not.
+        raise LoginRefusedError
+    return user
+
+
+def _why_unused(error: BaseException) -> str:
+    if isinstance(error, IdentityTakenError):
+        return "identity_taken"
+    return "no_user" if getattr(error, "reason", "") == "no_user" else "login_failed"
+
+
+def _told(error: LoginError) -> str | Notice:
+    notice = notices.of_reason(error.reason)
+    if isinstance(error, LoginRefusedError) and error.message:
+        return Notice(notices.NOTICES[notice].title, error.message)
+    return notice
 
 
 def _logout_page(ended: logout.Ended | None) -> str | None:
@@ -393,13 +432,15 @@ def _start_page(flow: Flow) -> str:
     return reverse(f"everifin_django:{flow.kind}") + query
 
 
-def _stopped(request: HttpRequest, reason: str, notice: str) -> HttpResponse:
+def _stopped(request: HttpRequest, reason: str, notice: str | Notice) -> HttpResponse:
     security_logger.warning("A login or connection with Everifin was stopped: %s.", reason)
-    status = STATUSES.get(notice, 400)
+    status = STATUSES_BY_REASON.get(reason, 400)
     return error_page(request, notice, status=status, action=_next_action(request, notice))
 
 
-def _next_action(request: HttpRequest, notice: str) -> Action:
+def _next_action(request: HttpRequest, notice: str | Notice) -> Action | None:
+    if notice == notices.INACTIVE:
+        return None
     if notice in (notices.NO_USER, notices.LOGIN_NOT_ALLOWED):
         return Action(pgettext("button", "Log in"), resolve_url(settings.LOGIN_URL))
     return start_again(request)

@@ -91,7 +91,7 @@ def test_the_login_page_brings_back_to_where_it_was_asked_for(client):
 
 @pytest.mark.django_db
 def test_a_visitor_who_asks_for_accounts_is_led_to_log_in(client):
-    assert client.get("/accounts/")["Location"] == "/everifin/login/?next=%2Faccounts%2F"
+    assert client.get("/accounts/")["Location"] == "/login/?next=%2Faccounts%2F"
 
 
 @pytest.mark.django_db

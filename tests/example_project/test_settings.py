@@ -247,6 +247,7 @@ def test_only_the_front_door_is_used():
         "everifin_django.conf",
         "everifin_django.decorators",
         "everifin_django.exceptions",
+        "everifin_django.request",
         "everifin_django.signals",
         "everifin_django.bank.payments",
         "everifin_django.testing",

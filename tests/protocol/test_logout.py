@@ -15,6 +15,7 @@ from django.utils import timezone
 from everifin_django.connections import grants
 from everifin_django.exceptions import EverifinError
 from everifin_django.models import BankToken, PendingRevocation
+from everifin_django.testing.fake import redirect_target
 from tests.protocol.threads import together
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -107,7 +108,7 @@ def test_a51_a_logout_while_everifin_exchanges_the_code_of_a_connection(
     client, django_user_model, everifin, everifin_is_down
 ):
     client.force_login(django_user_model.objects.create_user("holder"))
-    back = everifin.authorize(client.post("/everifin/connect/")["Location"])
+    back = everifin.authorize(redirect_target(client.post("/everifin/connect/")))
     if everifin_is_down:
         everifin.faults.add("logout", status=503)
 

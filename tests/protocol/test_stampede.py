@@ -11,6 +11,7 @@ from django.utils import timezone
 from everifin_django.connections import grants, revocation
 from everifin_django.connections.refresh import ensure_fresh
 from everifin_django.models import BankToken, PendingRevocation
+from everifin_django.testing.fake import redirect_target
 from everifin_django.testing.sandbox import Sandbox
 from everifin_django.testing.sandbox.server import serve
 from tests.protocol.stampede import stampede
@@ -115,7 +116,7 @@ def test_f1_processes_that_need_a_new_token_at_once(
         user = django_user_model.objects.create_user("holder")
         client.force_login(user)
         start = client.post("/everifin/connect/")
-        client.get(sandbox.authorize(start["Location"]))
+        client.get(sandbox.authorize(redirect_target(start)))
         _run_out(BankToken.objects.get())
 
         answers = stampede(

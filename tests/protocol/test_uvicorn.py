@@ -26,6 +26,7 @@ from django.utils import timezone
 
 from everifin_django.connections.refresh import ensure_fresh
 from everifin_django.models import BankToken
+from everifin_django.testing.fake import redirect_target
 from everifin_django.testing.sandbox import Sandbox
 from everifin_django.testing.sandbox.server import serve
 from tests.protocol.asgi_site import LONGEST_SECONDS
@@ -123,7 +124,7 @@ def everifin(client, django_user_model, settings) -> Iterator[Everifin]:
         settings.DEBUG = True
         client.force_login(django_user_model.objects.create_user("holder"))
         start = client.post("/everifin/connect/")
-        client.get(sandbox.authorize(start["Location"]))
+        client.get(sandbox.authorize(redirect_target(start)))
         BankToken.objects.update(
             issued_at=timezone.now() - timedelta(minutes=6), access_expires_at=timezone.now()
         )

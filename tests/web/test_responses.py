@@ -9,6 +9,7 @@ from django.test import Client
 
 from everifin_django.exceptions import PaymentUncertainError
 from everifin_django.models import BankToken
+from everifin_django.testing.fake import redirect_target
 from everifin_django.web.responses import answer_for
 
 PAGE = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
@@ -55,7 +56,7 @@ class TestNotConnected:
         page = browser.get(path, follow=True)
         assert f'name="next" value="{path}"' in page.content.decode()
         start = browser.post(CONNECT, {"next": path})
-        back = browser.get(everifin.authorize(start["Location"]))
+        back = browser.get(everifin.authorize(redirect_target(start)))
         assert back["Location"] == path
         assert browser.get(path).content.decode().startswith("SK")
 
@@ -104,7 +105,15 @@ class TestNotConnected:
     def test_a_form_that_was_sent_is_not_returned_to(self, browser, path):
         assert browser.post(path)["Location"] == CONNECT
 
-    def test_a_visitor_is_sent_to_log_in(self, everifin, client, path):
+    def test_a_visitor_is_sent_to_log_in_at_the_sites_own_page(self, everifin, client, path):
+        client.logout()
+        response = client.get(path)
+        assert response["Location"] == f"/accounts/login/?next={path.replace('/', '%2F')}"
+
+    def test_a_visitor_is_sent_to_everifin_where_the_site_says_so(
+        self, everifin, client, path, settings
+    ):
+        settings.EVERIFIN_USE_LOGIN_URL = False
         client.logout()
         response = client.get(path)
         assert response["Location"] == f"{LOGIN}?next={path.replace('/', '%2F')}"
@@ -150,6 +159,12 @@ class TestConnectionEnded:
 
 
 class TestScopeMissing:
+    """The site asks for the scope, and the user did not grant it."""
+
+    @pytest.fixture(autouse=True)
+    def requested(self, connected, settings):
+        settings.EVERIFIN_SCOPES = "openid ais pis"
+
     def test_the_connect_page_says_so(self, connected):
         response = connected.get("/payments/", follow=True)
         assert response.redirect_chain == [(f"{CONNECT}?next=%2Fpayments%2F", 302)]
@@ -173,19 +188,25 @@ class TestScopeMissing:
         assert problem["title"] == "A permission is missing"
 
     def test_connecting_with_the_scope_helps(self, connected, everifin_connect, settings):
-        settings.EVERIFIN_SCOPES = "openid ais pis"
         everifin_connect(connected)
         assert connected.get("/payments/").content == b"payments"
 
-    def test_the_log_says_when_the_site_never_asks_for_it(self, connected, caplog, settings):
-        connected.get("/payments/")
-        [record] = [one for one in caplog.records if one.levelno == logging.ERROR]
+    @pytest.mark.parametrize("path", ["/payments/", "/hidden/payments/", "/ahidden/payments/"])
+    def test_a_scope_that_the_site_never_asks_for_is_the_developers_mistake(
+        self, connected, caplog, settings, path
+    ):
+        """The user would be sent round the connect page for ever."""
+        settings.EVERIFIN_SCOPES = "openid ais"
+        response = connected.get(path)
+        assert response.status_code == 500
+        assert "This page is not set up correctly" in response.content.decode()
+        [record] = [one for one in caplog.records if one.name == "everifin_django.web.responses"]
+        assert record.levelno == logging.ERROR
         assert "scope pis" in record.getMessage()
         assert "EVERIFIN_SCOPES" in record.getMessage()
-        caplog.clear()
-        settings.EVERIFIN_SCOPES = "openid ais pis"
-        connected.get("/payments/")
-        assert not caplog.records
+        problem = connected.get(path, headers=JSON)
+        assert problem.status_code == 500
+        assert problem.json()["type"] == "urn:everifin-django:misconfigured"
 
     def test_a_scope_that_the_api_misses_is_answered_alike(self, everifin, connected):
         body = {"meta": {"status": "ERROR"}, "errors": [{"code": "INVALID_SCOPE", "title": ""}]}

@@ -12,6 +12,7 @@ from allauth.socialaccount.models import SocialAccount
 from django.test import Client
 
 from everifin_django.models import BankToken
+from everifin_django.testing.fake import redirect_target
 from tests.test_beside import (
     OURS,
     backend_of,
@@ -34,7 +35,7 @@ def log_in_with_allauth(theirs):
 
     def log_in(client: Client, username: str = "alice") -> Any:
         start = client.post(SOCIAL)
-        return client.get(theirs.authorize(start["Location"], username))
+        return client.get(theirs.authorize(redirect_target(start), username))
 
     return log_in
 
@@ -119,7 +120,7 @@ class TestSocialLogin:
         assert django_user_model.objects.count() == 1
 
     def test_two_under_way_at_once_both_finish(self, client, everifin, theirs):
-        ours = everifin.authorize(client.post("/everifin/login/")["Location"])
+        ours = everifin.authorize(redirect_target(client.post("/everifin/login/")))
         other = theirs.authorize(client.post(SOCIAL)["Location"], "bob")
         assert client.get(ours).status_code == 302
         assert backend_of(client) == OURS

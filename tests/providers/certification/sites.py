@@ -19,6 +19,7 @@ from django.test import Client
 from django.urls import reverse
 
 from everifin_django.models import BankToken
+from everifin_django.testing.fake import redirect_target
 from tests.providers.certification.provider import Provider
 
 LOGGED_IN = "logged in"
@@ -119,7 +120,7 @@ class Ours:
         user = get_user_model().objects.create_user(visit.username)
         visit.browser.force_login(user, "django.contrib.auth.backends.ModelBackend")
         start = visit.browser.post(reverse("everifin_django:connect"))
-        visit.browser.get(visit.provider.authorize(start["Location"], visit.username))
+        visit.browser.get(visit.provider.authorize(redirect_target(start), visit.username))
         return BankToken.objects.filter(user=user, subject=visit.subject).exists()
 
     def refresh(self, visit: Visit) -> str:
