@@ -17,6 +17,7 @@ from everifin_django.models import BankToken, LoginSession, PendingRevocation
 from everifin_django.secret import Secret
 from everifin_django.signals import everifin_disconnected
 from everifin_django.testing.factories import BankTokenFactory, LoginSessionFactory
+from everifin_django.testing.fake import redirect_target
 from everifin_django.web import backchannel_logout
 
 pytestmark = pytest.mark.django_db
@@ -394,7 +395,7 @@ class TestTwoThatMeet:
     ):
         visitor = Client()
         start = visitor.post("/everifin/login/")
-        url = everifin.authorize(start["Location"])
+        url = everifin.authorize(redirect_target(start))
 
         def log_out(headers: Any, claims: Any) -> Any:
             who = {"sid": claims["sid"]} if named == "sid" else {"username": "alice"}

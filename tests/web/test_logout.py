@@ -15,6 +15,7 @@ from django.urls import include, path
 
 from everifin_django.connections import grants, key_rotation, login_sessions
 from everifin_django.models import BankToken, LoginSession, PendingRevocation
+from everifin_django.testing.fake import redirect_target
 
 MODEL = "django.contrib.auth.backends.ModelBackend"
 LOGOUT = "/everifin/logout/"
@@ -77,7 +78,7 @@ def sid_of(client: Client) -> str:
 
 
 def query_of(response: Any) -> dict[str, list[str]]:
-    return parse_qs(urlsplit(response["Location"]).query)
+    return parse_qs(urlsplit(redirect_target(response)).query)
 
 
 class TestTwoBrowsers:
