@@ -360,12 +360,15 @@ class Attempt:
     def _overtaken(self, tokens: TokenSet) -> BankToken:
         """
         The row moved on. A newer grant stays, and may share our session at Everifin; so ours is
-        ended only if there is none.
+        ended only if there is none. Where the older grant has gone, our token goes, too.
         """
         row = self._reread()
         is_unwanted = row is None or row.status == BankToken.Status.DISCONNECTED
-        if is_unwanted and tokens.refresh is not None:
-            self._revoke(tokens.refresh, "disconnected")
+        if tokens.refresh is not None:
+            if is_unwanted:
+                self._revoke(tokens.refresh, "disconnected")
+            else:
+                revocation.replace_spent(self.row, tokens.refresh, self.key)
         return _live(row)
 
     def _stop(self, tokens: TokenSet) -> BankToken:

@@ -62,14 +62,47 @@ def release(connection: BankToken, reason: str, *, but: uuid.UUID | None = None)
         enqueue(connection, reason)
 
 
-def _move_to_record(connection: BankToken, but: uuid.UUID | None) -> bool:
+def replace_spent(connection: BankToken, refresh_token: Secret, key: Key) -> None:
+    """
+    Put *refresh_token*, the answer to a refresh of *connection* that came after a newer grant had
+    taken its place, where the token that was spent for it went: to the outbox, or to the record of
+    a browser. Three statements at most; nothing where both grants share one session at Everifin.
+    """
+    context = connection.encryption_context("refresh")
+    entries = PendingRevocation.objects.using(router.db_for_write(PendingRevocation)).filter(
+        connection_id=connection.pk, refresh_ciphertext=connection.refresh_ciphertext
+    )
+    if entries.update(refresh_ciphertext=seal(refresh_token, context, key)):
+        return
+    record = _record_of(connection)
+    if record is not None and _holds_same_token(record, connection):
+        sealed = seal(refresh_token, record.encryption_context("refresh"), key)
+        _logins().filter(pk=record.pk, version=record.version).update(
+            refresh_ciphertext=sealed, version=record.version + 1
+        )
+
+
+def _holds_same_token(record: LoginSession, connection: BankToken) -> bool:
+    try:
+        held = record.open_token("refresh")
+        return held is not None and held == connection.open_token("refresh")
+    except TokenUnreadableError:
+        return False
+
+
+def _record_of(connection: BankToken, but: uuid.UUID | None = None) -> LoginSession | None:
+    """The record of the browser whose login the grant of *connection* is from, if there is one."""
     lives_in = models.Q(pk__in=[connection.login_session_id or uuid.UUID(int=0)])
     if connection.sid:
         lives_in |= models.Q(sid=connection.sid, has_ended_sid=False)
     found = _logins().filter(lives_in, user=connection.user_id)
     if but is not None:
         found = found.exclude(pk=but)
-    record = found.order_by("-created_at").first()
+    return found.order_by("-created_at").first()
+
+
+def _move_to_record(connection: BankToken, but: uuid.UUID | None) -> bool:
+    record = _record_of(connection, but)
     if record is None:
         return False
     try:

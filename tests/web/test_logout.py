@@ -1,5 +1,6 @@
 """Logging out ends what this browser's login began, and nothing else."""
 
+import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import include, path
 
 from everifin_django.connections import grants, key_rotation, login_sessions
+from everifin_django.connections.refresh import Attempt
 from everifin_django.models import BankToken, LoginSession, PendingRevocation
 from everifin_django.testing.fake import redirect_target
 
@@ -149,6 +151,33 @@ class TestTwoBrowsers:
         assert everifin.live_sessions("alice") == 1
         second.post(LOGOUT)
         assert everifin.live_sessions("alice") == 0
+
+
+class TestRefreshOfAReplacedGrant:
+    """The answer comes after a login elsewhere has taken the connection over."""
+
+    def test_the_record_of_the_browser_gets_the_new_token(self, everifin, everifin_connect):
+        first, second = Client(), Client()
+        everifin_connect(first, view="login")
+        attempt = Attempt(BankToken.objects.select_related("user").get(), time.monotonic() + 10)
+        assert attempt.claim()
+        granted = attempt.send()
+        everifin_connect(second, view="login")
+        attempt.store(granted)
+        record = LoginSession.objects.get(sid=sid_of(first))
+        assert record.open_token("refresh") == granted.refresh
+        first.post(LOGOUT)
+        assert everifin.live_sessions("alice") == 1
+
+    def test_so_does_the_outbox(self, everifin, everifin_connect, connected, client):
+        attempt = Attempt(connected, time.monotonic() + 10)
+        assert attempt.claim()
+        granted = attempt.send()
+        everifin_connect(client)
+        attempt.store(granted)
+        assert PendingRevocation.objects.get().open_token() == granted.refresh
+        call_command("everifin_revoke_pending")
+        assert everifin.live_sessions("alice") == 1
 
 
 class TestTheSitesOwnLogout:
