@@ -68,7 +68,7 @@ class TestPages:
         page = admin_client.get(CONNECTIONS + query).content.decode()
         assert not [text for text in secrets_of(connection) if text in page]
 
-    def test_the_list_shows_who_and_how(self, connection, admin_client):
+    def test_the_list_shows_user_and_health(self, connection, admin_client):
         page = admin_client.get(CONNECTIONS).content.decode()
         assert ">ann<" in page
         assert ">connected<" in page
@@ -126,7 +126,7 @@ class TestNothingIsEdited:
         assert response.status_code == 403
         assert BankToken.objects.values().get() == before
 
-    def test_a_grant_that_waits_is_not_forgotten(self, waiting, admin_client):
+    def test_a_grant_that_waits_is_listed(self, waiting, admin_client):
         assert (
             admin_client.post(f"{PENDING}{waiting.pk}/delete/", {"post": "yes"}).status_code == 403
         )

@@ -22,7 +22,7 @@ async def aview(request, *args):
 
 class TestMark:
     @pytest.mark.parametrize("one", [view, aview])
-    def test_it_stands_with_and_without_parentheses(self, one):
+    def test_it_works_with_and_without_parentheses(self, one):
         assert required_scopes(everifin_required(one)) == frozenset()
         assert required_scopes(everifin_required()(one)) == frozenset()
         assert required_scopes(one) is None

@@ -12,7 +12,7 @@ from tests.views import Accounts, AsyncAccounts
 pytestmark = pytest.mark.django_db
 
 
-def test_scopes_stand_on_the_class_or_in_the_url():
+def test_scopes_are_on_the_class_or_in_the_url():
     assert required_scopes(Accounts.as_view()) == frozenset({"ais"})
     assert required_scopes(Accounts.as_view(everifin_scopes="pis")) == frozenset({"pis"})
     assert required_scopes(AsyncAccounts.as_view()) == frozenset()
@@ -22,7 +22,7 @@ def test_the_view_is_the_class_it_was():
     assert vars(Accounts.as_view())["view_class"] is Accounts
 
 
-def test_another_mixin_may_stand_behind():
+def test_another_mixin_may_follow():
     class Counting(View):
         made = 0
 

@@ -85,7 +85,7 @@ def test_a_server_that_is_not_installed_says_how_to_get_it():
 
 
 @pytest.mark.parametrize(("asked_for", "failed"), [(None, 0), ("absent", 1)])
-def test_an_absent_database_fails_only_who_asked_for_it(tmp_path, asked_for, failed):
+def test_an_absent_database_fails_only_if_it_was_asked_for(tmp_path, asked_for, failed):
     def absent():
         raise servers.AbsentError("not installed")
 

@@ -35,7 +35,7 @@ def _names(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
             yield from _names(one.body, f"{prefix}{one.name}::")
 
 
-def test_every_number_stands_once():
+def test_every_number_occurs_once():
     assert Counter(row[0] for row in ROWS) == Counter(NUMBERS)
 
 
@@ -56,7 +56,7 @@ def test_every_test_it_names_is_there(file, name):
     assert name in names_in(file)
 
 
-def test_a_test_named_after_an_attack_stands_in_its_row():
+def test_a_test_named_after_an_attack_is_in_its_row():
     rows = {row[0]: row[-1] for row in ROWS}
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     for file in files:

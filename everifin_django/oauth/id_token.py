@@ -165,7 +165,7 @@ def subject_of_access_token(token: Secret) -> Identity | None:
 class LogoutToken:
     """
     Everifin says that a session has ended: *sid* names it, empty for all sessions of *identity*.
-    *token_id* is to be accepted once. *revokes_offline_access* says that grants with
+    *token_id* has to be accepted once only. *revokes_offline_access* says that grants with
     ``offline_access`` have ended, too.
     """
 
@@ -288,7 +288,7 @@ def _verified(token: Secret, *, require: Sequence[str]) -> tuple[Claims, Claims]
             algorithms=[header["alg"]],
             issuer=conf.issuer,
             leeway=timedelta(seconds=SKEW_SECONDS),
-            # Who it is for differs between the kinds of token, so that is checked by the caller.
+            # The audience differs between the kinds of token, so the caller checks it.
             options={"require": list(require), "verify_aud": False},
         )
     except Exception as error:

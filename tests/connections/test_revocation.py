@@ -22,7 +22,7 @@ def _taken(connection, reason) -> Any:
     return revocation.enqueue(connection, reason)
 
 
-def test_a_connections_token_moves_as_it_lies_there_without_any_key(settings):
+def test_a_connections_token_moves_encrypted_without_any_key(settings):
     row = BankTokenFactory()
     settings.EVERIFIN_ENCRYPTION_KEYS = []
     pending = _taken(row, "deleted")
@@ -92,7 +92,7 @@ def test_the_pauses_between_tries_grow_to_an_hour(everifin):
     assert pending.retry_after - timezone.now() < timedelta(seconds=3601)
 
 
-def test_a_token_past_its_own_end_is_dropped_unasked(everifin):
+def test_an_expired_token_is_deleted_without_a_request(everifin):
     PendingRevocationFactory(expires_at=timezone.now() - timedelta(minutes=1))
     assert revocation.revoke_due() == (1, 0)
     assert everifin.calls["logout"] == 0

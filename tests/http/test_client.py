@@ -397,7 +397,7 @@ class TestTries:
             assert self.look(server).retry_after_seconds == 6
         assert (len(server.requests), pauses) == (1, [])
 
-    def test_nor_who_has_too_many_calls_and_does_not_say_until_when(self, pauses):
+    def test_nor_is_a_host_with_too_many_calls_that_does_not_say_until_when(self, pauses):
         with Server(answer_json(b"{}", "429 Slow down")) as server:
             assert self.look(server).status == 429
         assert (len(server.requests), pauses) == (1, [])

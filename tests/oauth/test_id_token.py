@@ -576,7 +576,7 @@ class TestUserInfo:
         ],
         ids=lambda body: body[:20],
     )
-    def test_all_but_claims_about_a_subject_is_dropped(self, everifin, body):
+    def test_all_but_claims_about_a_subject_is_refused(self, everifin, body):
         everifin.faults.add("userinfo", body=body)
         self.failure(AnswerError)
 

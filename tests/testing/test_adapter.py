@@ -198,7 +198,7 @@ class TestMount:
             raise ZeroDivisionError
         assert requests.Session.get_adapter is before
 
-    def test_several_sandboxes_stand_side_by_side(self, sandbox):
+    def test_several_sandboxes_are_mounted_at_once(self, sandbox):
         other = Sandbox(idp_url="https://other.test", realm="other")
         with mount(sandbox, other):
             for url, realm in [

@@ -35,7 +35,7 @@ def test_loading_it_imports_neither_django_nor_the_app():
 
 
 class TestEverifin:
-    def test_it_stands_where_the_settings_say(self, settings, request):
+    def test_it_is_at_the_urls_of_the_settings(self, settings, request):
         settings.EVERIFIN_IDP_URL = "https://idp.example/"
         settings.EVERIFIN_API_URL = "https://api.example"
         settings.EVERIFIN_REALM = "another"
@@ -68,7 +68,9 @@ class TestEverifin:
 
 @pytest.mark.django_db
 class TestConnect:
-    def test_it_connects_who_is_logged_in(self, everifin_connect, admin_client, admin_user):
+    def test_it_connects_the_user_who_is_logged_in(
+        self, everifin_connect, admin_client, admin_user
+    ):
         response = everifin_connect(admin_client, next="/accounts/")
         assert response["Location"] == "/accounts/"
         assert BankToken.objects.get().user == admin_user

@@ -244,7 +244,7 @@ class TestCodeGrant:
         assert tokens.isascii()
         assert tokens.isprintable()
 
-    def test_the_id_token_says_who_and_for_whom(self, site, clock):
+    def test_the_id_token_names_user_and_client(self, site, clock):
         answer = site.tokens()
         claims = claims_of(site, answer["id_token"])
         digest = hashlib.sha256(answer["access_token"].encode()).digest()[:16]
@@ -579,7 +579,7 @@ class TestKeys:
         assert claims_of(site, before)
         assert claims_of(site, after)
 
-    def test_the_old_key_can_be_dropped(self, site):
+    def test_the_old_key_can_be_withdrawn(self, site):
         token = site.tokens()["access_token"]
         kid = site.sandbox.rotate_signing_key(drop_old=True)
         jwks = requests.get(site.endpoint("certs"), timeout=5).json()
