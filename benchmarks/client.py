@@ -150,7 +150,8 @@ def measure_decoding() -> None:
     alone. Pages in turn, whose rows differ, so that nothing is found ready from the round before.
     """
     from everifin_django.bank import accounts
-    from everifin_django.bank.client import _envelope, _page
+    from everifin_django.bank.errors import envelope
+    from everifin_django.bank.pages import read_page
     from everifin_django.http.client import Answer
     from everifin_django.http.strict_json import strict_json
 
@@ -159,10 +160,9 @@ def measure_decoding() -> None:
     answers = [Answer("GET", "/", 200, {}, text) for text in texts]
     decoded = [strict_json(text)["data"] for text in texts]
     read = accounts.transaction_reader()
-    envelope: Callable[[Answer], Any] = _envelope
     ways: dict[str, Callable[[], Any]] = {
         "json": lambda: [json.loads(text) for text in texts],
-        "whole": lambda: [_page(read, envelope(answer)) for answer in answers],
+        "whole": lambda: [read_page(read, envelope(answer), "/", 1) for answer in answers],
         "strict": lambda: [strict_json(text) for text in texts],
         "rows": lambda: [[read(row) for row in rows] for rows in decoded],
     }

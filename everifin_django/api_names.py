@@ -131,6 +131,7 @@ DEFAULT_API_FIELDS: Mapping[str, Mapping[str, str]] = {
     "pagination": {
         "last": "last",
         "next_page_url": "nextPageUrl",
+        "total": "countTotal",
     },
 }
 """

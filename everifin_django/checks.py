@@ -77,6 +77,7 @@ def register() -> None:
         check_logout_of_browsers,
         check_session_cookie,
         check_dependencies,
+        check_end_user_ip,
     ):
         checks.register(check, "everifin_django", deploy=True)
     checks.register(check_stored_keys, checks.Tags.database, deploy=True)
@@ -368,6 +369,23 @@ def check_dependencies(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             f"{', '.join(outdated)}.",
             id="W007",
             hint="Upgrade them. pip does so when it installs everifin-django again with --upgrade.",
+        )
+    ]
+
+
+def check_end_user_ip(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """Behind a proxy that is not counted, every visitor has the proxy's own IP address."""
+    behind = ("SECURE_PROXY_SSL_HEADER", "USE_X_FORWARDED_HOST", "USE_X_FORWARDED_PORT")
+    told = [name for name in behind if getattr(settings, name, None)]
+    if not told or _errors_of("EVERIFIN_TRUSTED_PROXIES") or conf.trusted_proxies:
+        return []
+    return [
+        _warning(
+            f"{told[0]} says that the site is behind a proxy, and EVERIFIN_TRUSTED_PROXIES is 0: "
+            "no user's IP address can be known, so nobody can pay.",
+            id="W009",
+            hint="Set EVERIFIN_TRUSTED_PROXIES to the number of your proxies that append to "
+            "X-Forwarded-For.",
         )
     ]
 

@@ -214,14 +214,17 @@ class AnswerLostError(UnavailableError):
 
 class PaymentUncertainError(APIError):
     """
-    A payment was sent and no answer came that says what became of it. It was not sent again.
+    A payment, or another request that writes, was sent and no answer came that says what became of
+    it. It was not sent again.
 
     It may exist, or not. Before paying once more, look: by ``payment_id`` where there is one, else
-    by ``external_id`` (``find_payment``, ``find_bulk_payment``).
+    by ``external_id`` (``find_payment``, ``find_bulk_payment``). Those raise it as well, where the
+    list does not tell: then compare amount, recipient and time of those in ``payment_ids``.
     """
 
     payment_id: str | None = None
     external_id: str | None = None
+    payment_ids: tuple[str, ...] = ()
 
 
 class RateLimitedError(UnavailableError):
@@ -272,10 +275,10 @@ class InvalidRequestError(RefusedError):
 
 class EndUserMissingError(InvalidRequestError):
     """
-    Everifin needs address and browser of the person who pays, and nobody is known to be present.
+    Everifin needs the IP address and the browser of the person who pays, and they are not known.
 
-    Use ``request.everifin``, and set EVERIFIN_TRUSTED_PROXIES to the number of your own proxies.
-    Nothing was sent.
+    Use ``request.everifin``, and set EVERIFIN_TRUSTED_PROXIES to the number of your own proxies. A
+    private or loopback IP address counts as unknown. Nothing was sent.
     """
 
 

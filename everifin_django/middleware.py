@@ -7,7 +7,6 @@ A page that does not use it pays for setting one attribute and looking at one ma
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +15,15 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
 from django.utils.functional import SimpleLazyObject
 
-from everifin_django.conf import conf
+from everifin_django.bank.end_user import is_public, read_ip, sendable_user_agent
+from everifin_django.conf import conf, is_plain_loopback
 from everifin_django.decorators import required_scopes
 from everifin_django.exceptions import EverifinError
 from everifin_django.models import LOGIN_SESSION_KEY
 
 __all__ = ["EverifinMiddleware"]
 
-MAX_USER_AGENT_LENGTH = 512
+SANDBOX_VISITOR = "192.0.2.1"
 
 
 class EverifinMiddleware:
@@ -86,22 +86,25 @@ class EverifinMiddleware:
         return self.prepares_every_view or required_scopes(view) is not None
 
 
-def end_user_address(request: HttpRequest) -> str | None:
+def end_user_ip(request: HttpRequest) -> str | None:
     """
-    Return the address of the person present, None if it cannot be known for sure.
+    Return the IP address of the person present; None if it cannot be known for sure, or is none
+    that a visitor of a public site has.
 
     From the peer, or with EVERIFIN_TRUSTED_PROXIES=n from the n-th entry from the right of
-    X-Forwarded-For: all further to the left is whatever the visitor wrote.
+    X-Forwarded-For: all further to the left is whatever the visitor wrote. Ports, brackets and
+    quotes are read past, and IPv4 within IPv6 is IPv4 (RFC 7239, section 6). To a sandbox on this
+    machine, a visitor on this machine has an address of documentation.
     """
-    address = request.META.get("REMOTE_ADDR", "")
+    node = request.META.get("REMOTE_ADDR", "")
     if proxies := conf.trusted_proxies:
         hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
-        address = hops[-proxies].strip() if len(hops) >= proxies else ""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return None
-    return None if getattr(parsed, "scope_id", None) else str(parsed)
+        node = hops[-proxies] if len(hops) >= proxies else ""
+    ip = read_ip(node)
+    if ip is None or not is_public(ip):
+        is_local = ip is not None and ip.is_loopback and is_plain_loopback(conf.api_url)
+        return SANDBOX_VISITOR if is_local else None
+    return str(ip)
 
 
 def _prepare(request: Any, scopes: frozenset[str] | None) -> HttpResponse | None:
@@ -148,12 +151,8 @@ def _everifin(request: HttpRequest) -> Any:
     from everifin_django.bank.client import EndUser
     from everifin_django.connections.grants import Everifin
 
-    agent = request.headers.get("User-Agent", "")
-    is_plain = agent.isascii() and agent.isprintable() and agent.strip()
-    user_agent = agent[:MAX_USER_AGENT_LENGTH] if is_plain else None
-    return Everifin(
-        request.user, end_user=EndUser(ip=end_user_address(request), user_agent=user_agent)
-    )
+    user_agent = sendable_user_agent(request.headers.get("User-Agent", ""))
+    return Everifin(request.user, end_user=EndUser(ip=end_user_ip(request), user_agent=user_agent))
 
 
 def _answer(request: HttpRequest, error: Exception) -> HttpResponse | None:

@@ -69,7 +69,7 @@ def by_month(transactions: Iterable[Transaction], currency: str) -> Chart | None
     for transaction in transactions:
         booked = transaction.booking_date
         if booked and transaction.direction and transaction.currency == currency:
-            of_month = sums.setdefault(booked.date().replace(day=1), defaultdict(Decimal))
+            of_month = sums.setdefault(booked.replace(day=1), defaultdict(Decimal))
             of_month[transaction.direction] += abs(transaction.amount)
     if not sums:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, date, datetime, time
+from datetime import date
 from typing import Any
 
 from django import forms
@@ -42,12 +42,11 @@ class TransactionFilter(forms.Form):
         return cleaned
 
     def filters(self) -> dict[str, Any]:
-        """Return the arguments for ``transactions()``. The last day counts to its end."""
-        last = self.cleaned_data["booked_to"]
+        """Return the arguments for ``transactions()``."""
         return {
             "direction": self.cleaned_data["direction"] or None,
             "booking_date_from": self.cleaned_data["booked_from"],
-            "booking_date_to": last and datetime.combine(last, time.max, UTC),
+            "booking_date_to": self.cleaned_data["booked_to"],
         }
 
 

@@ -21,8 +21,13 @@ from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from everifin_django.bank.payments import InputField, SinglePayment, StepType
-from everifin_django.bank.payments import step as step_from
+from everifin_django.bank.payments import (
+    InputField,
+    InputStep,
+    PaymentStep,
+    RedirectStep,
+    SinglePayment,
+)
 from everifin_django.decorators import everifin_required
 from everifin_django.exceptions import (
     InvalidRequestError,
@@ -78,7 +83,8 @@ def confirm(request: EverifinRequest) -> HttpResponse:
 @everifin_required(scopes={"pis"})
 def back(request: EverifinRequest) -> HttpResponse:
     """The user is back from the bank."""
-    return _go_on(request, request.GET.dict())
+    is_awaited = isinstance(_step(request), RedirectStep)
+    return _go_on(request, request.GET.dict() if is_awaited else {})
 
 
 @never_cache
@@ -159,11 +165,8 @@ def _go_on(request: EverifinRequest, inputs: dict[str, str]) -> HttpResponse:
     mine = request.session.get(PAYMENT)
     if not mine or not mine["id"]:
         return redirect("payment")
-    raw = request.session.get(STEP)
     try:
-        step = request.everifin.process_payment(
-            mine["id"], inputs=inputs, step=step_from(raw) if raw else None
-        )
+        step = request.everifin.process_payment(mine["id"], inputs=inputs, step=_step(request))
     except PaymentUncertainError:
         messages.warning(request, UNCERTAIN)
     except PaymentRejectedError:
@@ -173,12 +176,17 @@ def _go_on(request: EverifinRequest, inputs: dict[str, str]) -> HttpResponse:
     except PaymentNotEditableError:
         pass  # it is over: the next page says how
     else:
-        request.session[STEP] = dict(step.raw) if step.type is StepType.INPUT else None
-        if step.type is StepType.REDIRECT:
-            return redirect(str(step.redirect_url))
+        request.session[STEP] = step.raw
+        if isinstance(step, RedirectStep):
+            return redirect(step.redirect_url)
     return redirect("payment")
 
 
-def _inputs(request: HttpRequest) -> tuple[InputField, ...]:
+def _step(request: HttpRequest) -> PaymentStep | None:
     raw = request.session.get(STEP)
-    return step_from(raw).inputs if raw else ()
+    return PaymentStep.from_raw(raw) if raw else None
+
+
+def _inputs(request: HttpRequest) -> tuple[InputField, ...]:
+    step = _step(request)
+    return step.inputs if isinstance(step, InputStep) else ()

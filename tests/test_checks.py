@@ -203,6 +203,8 @@ def test_the_secret_of_the_sandbox_is_welcome_until_deployment():
                 "EVERIFIN_SCOPES": "openid ais offline_access",
             },
         ),
+        ("W009", {"SECURE_PROXY_SSL_HEADER": ("HTTP_X_FORWARDED_PROTO", "https")}),
+        ("W009", {"USE_X_FORWARDED_HOST": True}),
     ],
 )
 def test_a_deployment_is_warned(check_id, overrides):

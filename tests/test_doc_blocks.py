@@ -129,6 +129,7 @@ def templates() -> list[dict[str, Any]]:
 @pytest.mark.usefixtures("db", "shop", "environment")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_block_of_the_page_works(page, client):
+    client.defaults["REMOTE_ADDR"] = "192.0.2.7"
     for name in ("shop/keys", "shop/backends"):
         for block in of_file(page, name):
             module = sys.modules[name.replace("/", ".")]

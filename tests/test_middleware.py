@@ -25,7 +25,7 @@ from waitress import create_server, wasyncore
 
 from everifin_django import encryption, models
 from everifin_django.exceptions import RefreshInTransactionError
-from everifin_django.middleware import EverifinMiddleware, end_user_address
+from everifin_django.middleware import SANDBOX_VISITOR, EverifinMiddleware, end_user_ip
 from everifin_django.models import BankToken
 from tests import views
 
@@ -264,7 +264,7 @@ TWINS = [
 def tell_address(environ: Any, start_response: Any) -> list[bytes]:
     """A WSGI application that says whom it takes for the person present."""
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [f"<{end_user_address(WSGIRequest(environ))}>".encode()]
+    return [f"<{end_user_ip(WSGIRequest(environ))}>".encode()]
 
 
 @contextmanager
@@ -316,7 +316,32 @@ class TestEndUser:
             (0, "fe80::1%eth0", None, None),
             (0, "", None, None),
             (0, "unix:", None, None),
-            (0, "203.0.113.9:443", None, None),
+            (0, "203.0.113.9:443", None, "203.0.113.9"),
+            (0, "::ffff:203.0.113.9", None, "203.0.113.9"),
+            (0, "::FFFF:CB00:7109", None, "203.0.113.9"),
+            (0, "::ffff:10.0.0.5", None, None),
+            (0, "10.0.0.5", None, None),
+            (0, "172.31.255.255", None, None),
+            (0, "172.32.0.1", None, "172.32.0.1"),
+            (0, "192.168.1.1", None, None),
+            (0, "127.0.0.1", None, None),
+            (0, "169.254.1.1", None, None),
+            (0, "100.64.0.1", None, None),
+            (0, "100.127.255.255", None, None),
+            (0, "100.128.0.1", None, "100.128.0.1"),
+            (0, "224.0.0.1", None, None),
+            (0, "0.0.0.0", None, None),  # noqa: S104 - an address that is sent to nobody
+            (0, "255.255.255.255", None, None),
+            (0, "::", None, None),
+            (0, "::1", None, None),
+            (0, "fc00::1", None, None),
+            (0, "fd12:3456::1", None, None),
+            (0, "fe80::1", None, None),
+            (0, "ff02::1", None, None),
+            (0, "192.0.2.7", None, "192.0.2.7"),
+            (0, "198.51.100.7", None, "198.51.100.7"),
+            (0, "8.8.8.8", None, "8.8.8.8"),
+            (0, "2a00:1450:4001::1", None, "2a00:1450:4001::1"),
             (0, "203.0.113.009", None, None),
             (0, "203.0.113.9\r\nX-Evil: 1", None, None),
             (1, "10.0.0.1", "203.0.113.9", "203.0.113.9"),
@@ -328,7 +353,19 @@ class TestEndUser:
             (1, "10.0.0.1", "", None),
             (1, "10.0.0.1", "203.0.113.9, garbage", None),
             (1, "10.0.0.1", "fe80::1%25eth0", None),
-            (1, "10.0.0.1", "[2001:db8::1]:443", None),
+            (1, "10.0.0.1", "[2001:db8::1]:443", "2001:db8::1"),
+            (1, "10.0.0.1", "[2001:db8::9]", "2001:db8::9"),
+            (1, "10.0.0.1", '"[2001:db8::9]:17085"', "2001:db8::9"),
+            (1, "10.0.0.1", '"[2001:db8::9]:_port"', "2001:db8::9"),
+            (1, "10.0.0.1", "6.6.6.6, 198.51.100.9:17085 ", "198.51.100.9"),
+            (1, "10.0.0.1", "[::ffff:203.0.113.9]:80", "203.0.113.9"),
+            (1, "10.0.0.1", "203.0.113.9, 10.0.0.7", None),
+            (1, "10.0.0.1", "unknown", None),
+            (1, "10.0.0.1", "_hidden", None),
+            (1, "10.0.0.1", "203.0.113.9:http", None),
+            (1, "10.0.0.1", "203.0.113.9:1:2", None),
+            (1, "10.0.0.1", "[2001:db8::9", None),
+            (1, "10.0.0.1", "[2001:db8::9%25eth0]:1", None),
             (1, "10.0.0.1", ",".join(["6.6.6.6"] * 10_000 + ["203.0.113.9"]), "203.0.113.9"),
         ],
         ids=lambda value: ascii(value)[:40],
@@ -339,7 +376,7 @@ class TestEndUser:
         settings.EVERIFIN_TRUSTED_PROXIES = proxies
         headers = {} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded}
         request = RequestFactory().get("/", REMOTE_ADDR=peer, **headers)
-        assert end_user_address(request) == expected
+        assert end_user_ip(request) == expected
 
     @pytest.mark.parametrize("serving", [django_server, waitress_server])
     @pytest.mark.parametrize(("names", "expected"), TWINS)
@@ -360,7 +397,7 @@ class TestEndUser:
         settings.EVERIFIN_TRUSTED_PROXIES = 1
         headers = [(name.lower().encode(), address.encode()) for name, address in names]
         scope = {"method": "GET", "path": "/", "headers": headers, "query_string": b""}
-        assert end_user_address(ASGIRequest(scope, BytesIO())) == expected
+        assert end_user_ip(ASGIRequest(scope, BytesIO())) == expected
 
     def test_everifin_is_told_who_is_present(self, everifin, connected):
         connected.get("/accounts/", REMOTE_ADDR="203.0.113.9", HTTP_USER_AGENT="Browser/1.0")
@@ -369,13 +406,37 @@ class TestEndUser:
         assert headers["User-Agent"] == "Browser/1.0"
 
     @pytest.mark.parametrize(
-        "agent", ["", "  ", "Prehliadač/1", "a\tb", "a\x00b", "a\r\nX-Evil: 1", "a\x7f"], ids=ascii
+        "agent", ["", "  ", "a\tb", "a\x00b", "a\r\nX-Evil: 1", "a\x7f"], ids=ascii
     )
     def test_an_odd_user_agent_is_left_out(self, everifin, connected, agent):
         connected.get("/accounts/", HTTP_USER_AGENT=agent)
         sent = everifin.last_request["api.accounts"].headers
         assert sent["User-Agent"].startswith("everifin-django/")
         assert "X-Evil" not in sent
+
+    @pytest.mark.parametrize(
+        ("agent", "sent"),
+        [
+            ("Prehliadač/1", "Prehliada%C4%8D/1"),
+            ("Navegador (España)".encode().decode("latin-1"), "Navegador (Espa%C3%B1a)"),
+            ("é", "%E9"),
+            ("a" * 511 + "é", "a" * 511),
+            ("a" * 510 + "é", "a" * 510),
+            ("100%/1", "100%/1"),
+        ],
+        ids=ascii,
+    )
+    def test_a_user_agent_beyond_ascii_is_percent_encoded(self, everifin, connected, agent, sent):
+        """One letter of it must not keep its owner from paying."""
+        connected.get("/accounts/", HTTP_USER_AGENT=agent)
+        assert everifin.last_request["api.accounts"].headers["User-Agent"] == sent
+
+    def test_a_sandbox_on_this_machine_is_told_of_a_visitor_on_it(self, settings):
+        request = RequestFactory().get("/", REMOTE_ADDR="127.0.0.1")
+        assert end_user_ip(request) is None
+        settings.EVERIFIN_API_URL = "http://127.0.0.1:8001"
+        assert end_user_ip(request) == SANDBOX_VISITOR
+        assert end_user_ip(RequestFactory().get("/", REMOTE_ADDR="10.0.0.5")) is None
 
     def test_a_long_user_agent_is_cut(self, everifin, connected):
         connected.get("/accounts/", HTTP_USER_AGENT="a" * 10_000)

@@ -162,7 +162,11 @@ class Walk:
         self.look("/broken/", expect=500)
         self.look("/accounts/1/", expect=404)
         self.look("/payments/", expect=500)
-        for fault, expected in ({"body": "<html>"}, 500), ({"status": 500}, 503):
+        for fault, expected in (
+            ({"body": "[]"}, 500),
+            ({"body": "<html>"}, 503),
+            ({"status": 500}, 503),
+        ):
             self.everifin.faults.add("api", **fault)
             self.look("/accounts/", expect=expected)
             self.everifin.faults.clear()

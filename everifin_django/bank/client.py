@@ -1,30 +1,25 @@
 """
 Everifin's REST API for a given bearer token. Knows no users and no models.
 
-Lists are iterators that fetch page by page: nothing is asked before the first item is, so errors
-come while iterating. Every call has an awaitable twin with a leading ``a``, which runs the call in
-a thread. Cancelled, the twin raises CancelledError at once; the thread ends the call within the
-deadline, its connection stays whole, and its answer is dropped.
+Lists are iterators that fetch page by page: nothing is asked before the first row is, so errors
+come while iterating. Every call has an async version with a leading ``a`` (``bank.aio``).
 
 Source: Everifin's BankConnect pages "HTTP requests", "Errors", "Accessing Bank Account Data" and
-those on payments. Paths and names of fields stand in ``spelling``, where it says which are
-inferred, and a site can correct them.
+those on payments. Paths and names of fields are in ``api_names``, which says which of them are
+inferred; a site can correct them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
-from ipaddress import ip_address
-from itertools import islice
-from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date, time
+from typing import Any, Protocol, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
+from uuid import UUID
 
-from asgiref.sync import sync_to_async
-from django.utils import timezone
-
+from everifin_django.bank import dates, errors
 from everifin_django.bank import payments as pay
 from everifin_django.bank.accounts import (
     Account,
@@ -36,55 +31,37 @@ from everifin_django.bank.accounts import (
     bank_reader,
     transaction_reader,
 )
-from everifin_django.bank.decoding import Raw, replace_surrogates
+from everifin_django.bank.aio import async_call, async_changes, async_rows
+from everifin_django.bank.changes import TransactionChanges
+from everifin_django.bank.decoding import RowError
+from everifin_django.bank.end_user import is_public, parse_ip
+from everifin_django.bank.pages import Page, Row, Rows, not_understood, read_page
 from everifin_django.conf import conf
 from everifin_django.exceptions import (
-    AnswerError,
     AnswerLostError,
     EndUserMissingError,
-    EverifinError,
     InvalidRequestError,
-    NotAuthorizedError,
     NotFoundError,
-    PaymentNotEditableError,
-    PaymentRejectedError,
     PaymentUncertainError,
-    RateLimitedError,
-    RefreshRunningError,
     RefusedError,
     ScopeMissingError,
-    UnavailableError,
 )
 from everifin_django.http.client import AGENT, Answer, bearer, read, send
-from everifin_django.secret import Secret
+from everifin_django.secret import Secret, hides_frames
 
 MAX_BYTES = 10 * 1024 * 1024
+MAX_PATH_LENGTH = 2000
 PAGE_SIZE = 50
+READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 T = TypeVar("T")
+R = TypeVar("R", bound=Row)
+D = TypeVar("D", bound=pay.PaymentDetail | pay.BulkPaymentDetail)
 
-CODE = re.compile(r"[A-Z][A-Z_]{0,63}")
 ID = re.compile(r"[A-Za-z0-9._~:@=+-]{1,255}")
 """What an id may consist of: Everifin's are numbers and UUIDs, and a slash would lead elsewhere."""
 
-ERRORS_BY_CODE: Mapping[str, type[RefusedError]] = {
-    "NOT_AUTHORIZED": NotAuthorizedError,
-    "INVALID_AUTH_HEADER": NotAuthorizedError,
-    "INVALID_ACCESS_TOKEN": NotAuthorizedError,
-    "DATA_NOT_FOUND": NotFoundError,
-    "NOT_FOUND": NotFoundError,
-    "REQUEST_VALIDATION_ERROR": InvalidRequestError,
-    "INPUT_DATA_ERROR": InvalidRequestError,
-    "PAYMENT_REJECTED": PaymentRejectedError,
-    "NOT_EDITABLE": PaymentNotEditableError,
-    "ACCOUNT_REFRESH_ALREADY_RUNNING": RefreshRunningError,
-}
-"""Everifin's codes are documented, most of their HTTP statuses are not: so the code decides."""
-
-
-PASSING_CODES = frozenset({"INTERNAL_SERVER_ERROR", "TRANSACTION_REFRESH_ERROR"})
-VALIDATION_MESSAGE = re.compile(r"\w{1,64} validation failed on [\w.]{1,64}", re.ASCII)
-SURROGATE = re.compile(rb"\\u[dD]")
-MILLISECOND = timedelta(milliseconds=1)
+MAX_ID = 10**18
+Id: TypeAlias = str | int | UUID
 
 
 class TokenSource(Protocol):
@@ -100,8 +77,10 @@ class TokenSource(Protocol):
 @dataclass(frozen=True, slots=True)
 class EndUser:
     """
-    The person present, whom Everifin names to the bank; leave both out when nobody is.
+    The person present; leave both out when nobody is.
 
+    Errors: ValueError for an *ip* that is no public IP address, and for a *user_agent* that is not
+    printable ASCII (see ``sendable_user_agent``).
     Source: Everifin documents the headers ``User-Agent`` and ``client-ip-address`` as the end
     user's.
     """
@@ -110,121 +89,14 @@ class EndUser:
     user_agent: str | None = None
 
     def __post_init__(self) -> None:
-        if self.ip is not None and not _is_address(self.ip):
-            raise ValueError("The end user's ip is not an IP address without a zone.")
+        if self.ip is not None:
+            parsed = parse_ip(self.ip)
+            if parsed is None or not is_public(parsed):
+                raise ValueError("The end user's ip is not an IP address of the public internet.")
+            object.__setattr__(self, "ip", str(parsed))
         agent = self.user_agent or ""
         if not (agent.isascii() and agent.isprintable()):
             raise ValueError("The end user's user_agent is not printable ASCII.")
-
-
-class Paging(TypedDict, total=False):
-    """How a list is read, for the awaitable twins."""
-
-    page_size: int | None
-    sort: str | None
-
-
-class TransactionFilters(TypedDict, total=False):
-    """The filters of ``Client.transactions``, for its awaitable twin."""
-
-    updated_from: date | str | None
-    created_from: date | str | None
-    booking_date_from: date | str | None
-    booking_date_to: date | str | None
-    value_date_from: date | str | None
-    value_date_to: date | str | None
-    direction: Direction | str | None
-    page_size: int
-    sort: str | None
-
-
-class StepAnswer(TypedDict, total=False):
-    """The arguments of ``Client.process_payment``, for its awaitable twin."""
-
-    inputs: pay.Inputs | None
-    step: pay.PaymentStep | None
-    key_of: pay.KeyOf
-
-
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    """How a payment is found again whose answer was lost."""
-
-    payment_id: str | None = None
-    external_id: str | None = field(default=None, repr=False)
-
-    def error(
-        self, method: str, path: str, cause: EverifinError | None = None
-    ) -> PaymentUncertainError:
-        error = PaymentUncertainError(
-            f"{method} {path} at Everifin: it is not known what became of this payment. Look "
-            "before paying again: see payment_id and external_id of this error.",
-            method=method,
-            path=path,
-            status=getattr(cause, "status", None),
-            code=getattr(cause, "code", None),
-        )
-        error.payment_id, error.external_id = self.payment_id, self.external_id
-        return error
-
-
-class ChangesOptions(TypedDict, total=False):
-    """The options of ``Client.transaction_changes``, for its awaitable twin."""
-
-    since: date | str | None
-    booking_date_from: date | str | None
-    page_size: int
-
-
-class TransactionChanges(Iterator[Transaction]):
-    """
-    One download of the rows of an account that are new or changed; ``cursor`` says where the next
-    one begins.
-    """
-
-    def __init__(self, rows: Iterator[Transaction], since: datetime | None) -> None:
-        self._rows = rows
-        self._latest: datetime | None = None
-        self._begins_at: datetime | None = None
-        self.cursor = since
-        """
-        What to keep, and to give as *since* next time. It moves when the last row has come: rows
-        do not come by their time of change, so who stops early begins again where this began.
-        """
-
-    def __next__(self) -> Transaction:
-        self._begins_at = self._begins_at or timezone.now()
-        try:
-            row = next(self._rows)
-        except StopIteration:
-            self._move_cursor(self._begins_at)
-            raise
-        if row.last_updated is not None:
-            self._latest = max(row.last_updated, self._latest or row.last_updated)
-        return row
-
-    def _move_cursor(self, begins_at: datetime) -> None:
-        if self._latest is None:
-            return
-        # A row that is stored meanwhile may stand on a page that was read already, and one with a
-        # later time be seen: so nothing later than the beginning counts as read.
-        reached = min(self._latest + MILLISECOND, begins_at)
-        self.cursor = max(reached, self.cursor or reached)
-
-
-class AsyncTransactionChanges(AsyncIterator[Transaction]):
-    """The same, to be awaited row by row."""
-
-    def __init__(self, rows: TransactionChanges) -> None:
-        self._sync = rows
-        self._rows = _in_thread(rows)
-
-    @property
-    def cursor(self) -> datetime | None:
-        return self._sync.cursor
-
-    async def __anext__(self) -> Transaction:
-        return await anext(self._rows)
 
 
 class Client:
@@ -232,7 +104,8 @@ class Client:
     Calls the bank API with the tokens of *source*.
 
     Each call is one request, and one more if Everifin refuses the token and *source* has a newer
-    one.
+    one. Whoever cancels an async call does not know what became of it: after ``acreate_payment``
+    and ``aprocess_payment`` look as after a PaymentUncertainError.
     Errors: everything below APIError, ScopeMissingError, and what *source* raises.
     """
 
@@ -240,9 +113,7 @@ class Client:
         self._source = source
         self._end_user = end_user or EndUser()
 
-    def accounts(
-        self, *, page_size: int | None = None, sort: str | None = None
-    ) -> Iterator[Account]:
+    def accounts(self, *, page_size: int | None = None, sort: str | None = None) -> Rows[Account]:
         """
         Iterate over the user's bank accounts. One request a page.
 
@@ -253,7 +124,7 @@ class Client:
         paging = _paging(page_size, sort)
         return self._list(account_reader(), conf.api_paths["accounts"], paging)
 
-    def account(self, account_id: str) -> Account:
+    def account(self, account_id: Id) -> Account:
         """
         Return one bank account. One request.
 
@@ -261,7 +132,7 @@ class Client:
         """
         return self._one(account_reader(), _path("account", account_id=account_id))
 
-    def balances(self, account_id: str) -> tuple[Balance, ...]:
+    def balances(self, account_id: Id) -> tuple[Balance, ...]:
         """
         Return the balances of one bank account, read anew. One request.
 
@@ -272,7 +143,7 @@ class Client:
 
     def transactions(  # noqa: PLR0913 - one argument for each filter
         self,
-        account_id: str,
+        account_id: Id,
         *,
         updated_from: date | str | None = None,
         created_from: date | str | None = None,
@@ -283,44 +154,44 @@ class Client:
         direction: Direction | str | None = None,
         page_size: int = PAGE_SIZE,
         sort: str | None = None,
-    ) -> Iterator[Transaction]:
+    ) -> Rows[Transaction]:
         """
         Iterate over an account's transactions that match all filters. One request a page.
 
         *updated_from* finds rows new or changed since, *created_from* only new ones. A date counts
-        from midnight UTC; texts are ISO 8601.
-        Errors: NotFoundError; InvalidRequestError names the filter Everifin refused, or the text
+        from midnight UTC, and as a ``_to`` until its end; strings are ISO 8601.
+        Errors: NotFoundError; InvalidRequestError names the filter Everifin refused, or the string
         that is no date, before anything is sent.
         Source: Everifin documents the four ``_from`` filters; the ``_to`` ones, *direction*, paging
         and *sort* are inferred.
         """
         names = conf.api_fields["query"]
-        moments = {
-            names["updated_from"]: updated_from,
-            names["created_from"]: created_from,
-            names["booking_date_from"]: booking_date_from,
-            names["booking_date_to"]: booking_date_to,
-            names["value_date_from"]: value_date_from,
-            names["value_date_to"]: value_date_to,
+        filters: dict[str, tuple[date | str | None, time]] = {
+            names["updated_from"]: (updated_from, time()),
+            names["created_from"]: (created_from, time()),
+            names["booking_date_from"]: (booking_date_from, time()),
+            names["booking_date_to"]: (booking_date_to, dates.DAY_END),
+            names["value_date_from"]: (value_date_from, time()),
+            names["value_date_to"]: (value_date_to, dates.DAY_END),
         }
         params = {
-            name: _timestamp(moment)
-            for name, value in moments.items()
-            if (moment := _moment(name, value)) is not None
+            name: dates.timestamp(found)
+            for name, (value, at) in filters.items()
+            if (found := dates.parse(name, value, at)) is not None
         }
         if direction is not None:
             params[names["direction"]] = str(direction)
         path = _path("transactions", account_id=account_id)
         return self._list(transaction_reader(), path, {**params, **_paging(page_size, sort)})
 
-    def transaction(self, account_id: str, transaction_id: str) -> Transaction:
+    def transaction(self, account_id: Id, transaction_id: Id) -> Transaction:
         """Return one transaction. Errors: NotFoundError."""
         path = _path("transaction", account_id=account_id, transaction_id=transaction_id)
         return self._one(transaction_reader(), path)
 
     def transaction_changes(
         self,
-        account_id: str,
+        account_id: Id,
         *,
         since: date | str | None = None,
         booking_date_from: date | str | None = None,
@@ -330,15 +201,16 @@ class Client:
         Iterate over an account's transactions that are new or changed since the last download.
 
         Store each under its id, over the one that is there. When the last one has come, keep
-        ``cursor`` and give it as *since* next time; without *since* everything comes. Without the
-        whole history, but with *booking_date_from*, the first download is short: rows of the
-        history may be stored, and so changed, later than newer ones. One request a page.
-        Units: ``cursor`` is the latest ``last_updated`` and one millisecond, or the moment the
-        download began, if that is earlier; *since* itself if nothing came.
+        ``cursor`` and give it as *since* next time; without *since* everything comes. With
+        *booking_date_from* the first download can leave out the history, whose rows may be stored,
+        and so changed, later than newer ones. One request a page.
+        Units: ``cursor`` is five minutes before the latest ``last_updated``, or before the
+        beginning of the download if that is earlier, and never before *since*; so the latest rows
+        may come again. It stays where the list was not complete.
         Errors: as ``transactions``.
         Source: "Accessing Bank Account Data" documents the rule and both filters.
         """
-        begin = _moment(conf.api_fields["query"]["updated_from"], since)
+        begin = dates.parse(conf.api_fields["query"]["updated_from"], since)
         rows = self.transactions(
             account_id,
             updated_from=begin,
@@ -361,13 +233,14 @@ class Client:
         """
         self.request("POST", conf.api_paths["refresh"])
 
-    def banks(self, *, page_size: int | None = None, sort: str | None = None) -> Iterator[Bank]:
+    def banks(self, *, page_size: int | None = None, sort: str | None = None) -> Rows[Bank]:
         """
         Iterate over the banks a user can connect. One request a page. Source: the path is inferred.
         """
         paging = _paging(page_size, sort)
         return self._list(bank_reader(), conf.api_paths["banks"], paging)
 
+    @hides_frames
     def create_payment(self, payment: pay.SinglePayment) -> str:
         """
         Return the id of *payment*, which Everifin knows from now on. Process it to have it paid.
@@ -378,13 +251,15 @@ class Client:
         """
         return self._create("payments", payment)
 
+    @hides_frames
     def create_bulk_payment(self, payment: pay.BulkPayment) -> str:
         """Return the id of the bulk *payment*. Else as ``create_payment``."""
         return self._create("bulk_payments", payment)
 
+    @hides_frames
     def process_payment(
         self,
-        payment_id: str,
+        payment_id: Id,
         *,
         inputs: pay.Inputs | None = None,
         step: pay.PaymentStep | None = None,
@@ -394,20 +269,22 @@ class Client:
         Take the next step of a payment, and return what has to happen then. One request, as
         ``create_payment``.
 
-        *inputs* are the values the last answer asked for, or all query parameters of the return
-        from the bank (``request.GET.dict()``): they are passed on and never believed. With that
-        answer as *step*, sensitive inputs are encrypted where it asks for it; *key_of* reads its
-        key.
-        Errors: EndUserMissingError if nobody is present; PaymentRejectedError;
+        *inputs* are the values that the last answer asked for, or all query parameters of the
+        return from the bank (``request.GET.dict()``), which are passed on and never believed. They
+        need that answer as *step*, so that what it wants encrypted never goes out in clear;
+        *key_of* reads its key.
+        Errors: EndUserMissingError if nobody is present; InvalidRequestError if *inputs* do not
+        answer *step*, or cannot be encrypted, and nothing was sent; PaymentRejectedError;
         PaymentNotEditableError; PaymentUncertainError if it may have been paid: ask
         ``payment(payment_id)``.
         """
         path = _path("payment", payment_id=payment_id)
-        return self._process(payment_id, path, inputs or {}, step, key_of)
+        return self._process(payment_id, path, inputs, step, key_of)
 
+    @hides_frames
     def process_bulk_payment(
         self,
-        payment_id: str,
+        payment_id: Id,
         *,
         inputs: pay.Inputs | None = None,
         step: pay.PaymentStep | None = None,
@@ -415,42 +292,45 @@ class Client:
     ) -> pay.PaymentStep:
         """Take the next step of a bulk payment. Else as ``process_payment``."""
         path = _path("bulk_payment", payment_id=payment_id)
-        return self._process(payment_id, path, inputs or {}, step, key_of)
+        return self._process(payment_id, path, inputs, step, key_of)
 
-    def payment(self, payment_id: str) -> pay.PaymentDetail:
+    def payment(self, payment_id: Id) -> pay.PaymentDetail:
         """Return one single payment. Errors: NotFoundError."""
         return self._one(pay.payment_reader(), _path("payment", payment_id=payment_id))
 
-    def bulk_payment(self, payment_id: str) -> pay.BulkPaymentDetail:
+    def bulk_payment(self, payment_id: Id) -> pay.BulkPaymentDetail:
         """Return one bulk payment. Errors: NotFoundError."""
         return self._one(pay.bulk_payment_reader(), _path("bulk_payment", payment_id=payment_id))
 
     def payments(
         self, *, page_size: int | None = None, sort: str | None = None
-    ) -> Iterator[pay.PaymentDetail]:
+    ) -> Rows[pay.PaymentDetail]:
         """Iterate over the user's single payments. One request a page. The path is inferred."""
         paging = _paging(page_size, sort)
         return self._list(pay.payment_reader(), conf.api_paths["payments"], paging)
 
     def bulk_payments(
         self, *, page_size: int | None = None, sort: str | None = None
-    ) -> Iterator[pay.BulkPaymentDetail]:
+    ) -> Rows[pay.BulkPaymentDetail]:
         """Iterate over the user's bulk payments. One request a page."""
         paging = _paging(page_size, sort)
         return self._list(pay.bulk_payment_reader(), conf.api_paths["bulk_payments"], paging)
 
-    def find_payment(self, external_id: str) -> pay.PaymentDetail | None:
+    def find_payment(self, external_id: Id) -> pay.PaymentDetail | None:
         """
-        Return the single payment you gave this *external_id*, None if Everifin has none. Reads the
-        list until it is found.
+        Return the single payment you gave this *external_id*; None if Everifin has none. Reads the
+        whole list. Of several with one external id it is the one that is paid.
 
-        That the list tells the external id is inferred.
+        Errors: PaymentUncertainError, whose ``payment_ids`` are to be compared, where "none" cannot
+        be told, because the list is not complete or a row of it has no external id (that it has one
+        is inferred), and where several have this one and not just one of them is paid.
+        InvalidRequestError without an external id.
         """
-        return next((one for one in self.payments() if one.external_id == external_id), None)
+        return _found(self.payments(), external_id, conf.api_paths["payments"])
 
-    def find_bulk_payment(self, external_id: str) -> pay.BulkPaymentDetail | None:
+    def find_bulk_payment(self, external_id: Id) -> pay.BulkPaymentDetail | None:
         """Return the bulk payment you gave this *external_id*. Else as ``find_payment``."""
-        return next((one for one in self.bulk_payments() if one.external_id == external_id), None)
+        return _found(self.bulk_payments(), external_id, conf.api_paths["bulk_payments"])
 
     def request(
         self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None
@@ -460,135 +340,66 @@ class Client:
 
         *path* begins with "/" and is sent to EVERIFIN_API_URL and nowhere else.
         A GET that fails for now is tried again within EVERIFIN_DEADLINE_SECONDS; all else is sent
-        once, and once more only if the token was refused.
+        once, and once more only if Everifin itself refused the token.
         Shape: ``{"meta": ..., "data": ...}``, fractions as Decimal; empty for an answer without
         content.
+        Errors: PaymentUncertainError for what writes and got a 401 that is not Everifin's.
         """
-        token = self._source.get()
-        answer = self._send(token, method, path, params, json)
-        if _refuses_token(answer):
-            answer = self._send(self._source.refresh(token), method, path, params, json)
-        envelope = _envelope(answer)
-        if isinstance(envelope, EverifinError):
-            raise envelope
-        return envelope
+        answer = self._answer(method, path, params, json)
+        if not _is_reading(method) and errors.leaves_doubt(answer):
+            raise answer.error(
+                PaymentUncertainError,
+                "in words that are not Everifin's: it is not known what became of this request",
+            )
+        return errors.envelope(answer)
 
-    async def aaccounts(self, **paging: Unpack[Paging]) -> AsyncIterator[Account]:
-        async for account in _in_thread(self.accounts(**paging)):
-            yield account
-
-    async def aaccount(self, account_id: str) -> Account:
-        return await sync_to_async(self.account)(account_id)
-
-    async def abalances(self, account_id: str) -> tuple[Balance, ...]:
-        return await sync_to_async(self.balances)(account_id)
-
-    async def atransactions(
-        self, account_id: str, **filters: Unpack[TransactionFilters]
-    ) -> AsyncIterator[Transaction]:
-        async for transaction in _in_thread(self.transactions(account_id, **filters)):
-            yield transaction
-
-    async def atransaction(self, account_id: str, transaction_id: str) -> Transaction:
-        return await sync_to_async(self.transaction)(account_id, transaction_id)
-
-    def atransaction_changes(
-        self, account_id: str, **options: Unpack[ChangesOptions]
-    ) -> AsyncTransactionChanges:
-        """As ``transaction_changes``, for ``async for``."""
-        return AsyncTransactionChanges(self.transaction_changes(account_id, **options))
-
-    async def arefresh_transactions(self) -> None:
-        await sync_to_async(self.refresh_transactions)()
-
-    async def abanks(self, **paging: Unpack[Paging]) -> AsyncIterator[Bank]:
-        async for one in _in_thread(self.banks(**paging)):
-            yield one
-
-    async def acreate_payment(self, payment: pay.SinglePayment) -> str:
-        """
-        As ``create_payment``.
-
-        Who cancels this does not know whether the payment exists, as after a PaymentUncertainError:
-        ask ``afind_payment(payment.external_id)``.
-        """
-        return await sync_to_async(self.create_payment)(payment)
-
-    async def acreate_bulk_payment(self, payment: pay.BulkPayment) -> str:
-        return await sync_to_async(self.create_bulk_payment)(payment)
-
-    async def aprocess_payment(
-        self, payment_id: str, **answer: Unpack[StepAnswer]
-    ) -> pay.PaymentStep:
-        """
-        As ``process_payment``. Who cancels this does not know whether the step was taken: ask
-        ``apayment(payment_id)``.
-        """
-        return await sync_to_async(self.process_payment)(payment_id, **answer)
-
-    async def aprocess_bulk_payment(
-        self, payment_id: str, **answer: Unpack[StepAnswer]
-    ) -> pay.PaymentStep:
-        return await sync_to_async(self.process_bulk_payment)(payment_id, **answer)
-
-    async def apayment(self, payment_id: str) -> pay.PaymentDetail:
-        return await sync_to_async(self.payment)(payment_id)
-
-    async def abulk_payment(self, payment_id: str) -> pay.BulkPaymentDetail:
-        return await sync_to_async(self.bulk_payment)(payment_id)
-
-    async def apayments(self, **paging: Unpack[Paging]) -> AsyncIterator[pay.PaymentDetail]:
-        async for payment in _in_thread(self.payments(**paging)):
-            yield payment
-
-    async def abulk_payments(
-        self, **paging: Unpack[Paging]
-    ) -> AsyncIterator[pay.BulkPaymentDetail]:
-        async for payment in _in_thread(self.bulk_payments(**paging)):
-            yield payment
-
-    async def afind_payment(self, external_id: str) -> pay.PaymentDetail | None:
-        return await sync_to_async(self.find_payment)(external_id)
-
-    async def afind_bulk_payment(self, external_id: str) -> pay.BulkPaymentDetail | None:
-        return await sync_to_async(self.find_bulk_payment)(external_id)
-
-    async def arequest(
-        self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None
-    ) -> dict[str, Any]:
-        return await sync_to_async(self.request)(method, path, params=params, json=json)
+    aaccounts = async_rows(accounts)
+    aaccount = async_call(account)
+    abalances = async_call(balances)
+    atransactions = async_rows(transactions)
+    atransaction = async_call(transaction)
+    atransaction_changes = async_changes(transaction_changes)
+    arefresh_transactions = async_call(refresh_transactions)
+    abanks = async_rows(banks)
+    acreate_payment = async_call(create_payment)
+    acreate_bulk_payment = async_call(create_bulk_payment)
+    aprocess_payment = async_call(process_payment)
+    aprocess_bulk_payment = async_call(process_bulk_payment)
+    apayment = async_call(payment)
+    abulk_payment = async_call(bulk_payment)
+    apayments = async_rows(payments)
+    abulk_payments = async_rows(bulk_payments)
+    afind_payment = async_call(find_payment)
+    afind_bulk_payment = async_call(find_bulk_payment)
+    arequest = async_call(request)
 
     def _create(self, name: str, payment: pay.SinglePayment | pay.BulkPayment) -> str:
-        lost = _Lost(external_id=payment.external_id)
-        body = pay.sealed_body(payment.body())
-        return self._pay("POST", conf.api_paths[name], body, pay.created_id, lost, {})
+        doubt = {"external_id": str(payment.external_id) if payment.external_id else None}
+        body = pay.to_json(payment.body())
+        return self._pay("POST", conf.api_paths[name], body, pay.created_id, doubt)
 
     def _process(
         self,
-        payment_id: str,
+        payment_id: Id,
         path: str,
-        inputs: pay.Inputs,
+        inputs: pay.Inputs | None,
         step: pay.PaymentStep | None,
         key_of: pay.KeyOf,
     ) -> pay.PaymentStep:
         headers = self._sender_headers()
-        if pay.names_to_encrypt(inputs, step):
+        body, is_encrypted = pay.answer_step(step, inputs or {}, key_of)
+        if is_encrypted:
             headers["x-user-data-encryption-method"] = pay.ENCRYPTION
-        body = pay.sealed_inputs(inputs, step, key_of)
-        del inputs  # what the user typed is in no frame of an error from here on
-        if body is None:
-            raise InvalidRequestError(
-                "The key Everifin wants the user's inputs encrypted with cannot be read, or is too "
-                "short for one of them. Nothing was sent: see process_payment's key_of."
-            )
-        return self._pay("PATCH", path, body, pay.step, _Lost(payment_id=payment_id), headers)
+        doubt = {"payment_id": str(payment_id)}
+        return self._pay("PATCH", path, body, pay.PaymentStep.from_raw, doubt, headers)
 
     def _sender_headers(self) -> dict[str, str]:
         ip, agent = self._end_user.ip, (self._end_user.user_agent or "").strip()
         if ip is None or not agent:
             raise EndUserMissingError(
-                "To process a payment, Everifin needs address and browser of the person who pays. "
-                "Nothing was sent."
+                "To process a payment, Everifin needs the IP address and the browser of the person "
+                "who pays. Nothing was sent: see EVERIFIN_TRUSTED_PROXIES if the site is behind a "
+                "proxy; a private or loopback IP address counts as unknown."
             )
         return {"x-ef-sender-ip": ip, "x-ef-sender-user-agent": agent}
 
@@ -597,27 +408,34 @@ class Client:
         method: str,
         path: str,
         body: Secret,
-        decode: Callable[[Raw], T],
-        lost: _Lost,
-        headers: Mapping[str, str],
+        decode: Callable[[Any], T],
+        doubt: Mapping[str, str | None],
+        headers: Mapping[str, str] | None = None,
     ) -> T:
         """
         The decoded answer to a request that may move money.
 
-        Sent once. Only a refused token, which Everifin looks at before anything else, lets it be
-        sent again; after all else that leaves doubt the error says that there is doubt.
+        Sent once, on its own connection: an idle one may have been closed at the other end, and
+        nobody could tell whether the payment was read before. Only a refused token, which Everifin
+        looks at before anything else, lets it be sent again; whatever else leaves doubt is
+        PaymentUncertainError.
         """
         token = self._source.get()
-        answer = self._pay_once(token, method, path, body, lost, headers)
-        if _refuses_token(answer):
-            renewed = self._source.refresh(token)
-            answer = self._pay_once(renewed, method, path, body, lost, headers)
-        outcome = _outcome(decode, answer)
-        if outcome is None:
-            raise lost.error(method, path)
-        if isinstance(outcome, EverifinError):
-            raise lost.error(method, path, outcome) if _leaves_doubt(outcome) else outcome
-        return outcome
+        answer = self._pay_once(token, method, path, body, doubt, headers)
+        if errors.refuses_token(answer):
+            token = self._source.refresh(token)
+            answer = self._pay_once(token, method, path, body, doubt, headers)
+        if errors.leaves_doubt(answer):
+            raise _uncertain(method, path, doubt, answer)
+        try:
+            return decode(errors.envelope(answer).get("data"))
+        except (RefusedError, ScopeMissingError):
+            raise
+        except Exception as error:
+            if answer.status == 429:
+                # A refusal, whatever its shape.
+                raise
+            raise _uncertain(method, path, doubt, answer) from error
 
     def _pay_once(
         self,
@@ -625,40 +443,38 @@ class Client:
         method: str,
         path: str,
         body: Secret,
-        lost: _Lost,
-        headers: Mapping[str, str],
+        doubt: Mapping[str, str | None],
+        headers: Mapping[str, str] | None,
     ) -> Answer:
         try:
-            # Its own connection: a kept one may have been closed at the other end, and nobody could
-            # tell whether the payment was read before.
             return self._send(token, method, path, None, body, headers=headers, fresh=True)
-        except AnswerLostError:
-            pass
-        raise lost.error(method, path)
+        except AnswerLostError as error:
+            raise _uncertain(method, path, doubt) from error
 
-    def _list(
-        self, decode: Callable[[Raw], T], path: str, params: Mapping[str, str]
-    ) -> Iterator[T]:
-        before: list[T] = []
-        number = 1
+    def _answer(self, method: str, path: str, params: Any = None, content: Any = None) -> Answer:
+        """The answer to a request, which is sent once more after a refused token."""
+        token = self._source.get()
+        answer = self._send(token, method, path, params, content)
+        # What only reads may be sent again after any 401.
+        if errors.refuses_token(answer) or (_is_reading(method) and answer.status == 401):
+            answer = self._send(self._source.refresh(token), method, path, params, content)
+        return answer
+
+    def _list(self, decode: Callable[[Any], R], path: str, params: Mapping[str, str]) -> Rows[R]:
         page_name = conf.api_fields["query"]["page"]
-        while True:
-            page = _page(
-                decode, self.request("GET", path, params={**params, page_name: str(number)})
-            )
-            # The same page again would come for ever.
-            if page is None or (page.rows and page.rows == before):
-                raise _not_understood(path)
-            yield from page.rows
-            if not page.rows or page.is_last(number):
-                return
-            before, number = page.rows, number + 1
 
-    def _one(self, decode: Callable[[Raw], T], path: str) -> T:
-        decoded = _decoded(decode, self.request("GET", path).get("data"))
-        if decoded is None:
-            raise _not_understood(path)
-        return decoded
+        def fetch(number: int) -> Page[R]:
+            answer = self._answer("GET", path, {**params, page_name: str(number)})
+            return read_page(decode, errors.envelope(answer), path, number)
+
+        return Rows(fetch)
+
+    @hides_frames
+    def _one(self, decode: Callable[[Any], T], path: str) -> T:
+        try:
+            return decode(errors.envelope(self._answer("GET", path)).get("data"))
+        except RowError as error:
+            raise not_understood(path, f"{error}.") from error
 
     def _send(  # noqa: PLR0913 - what a request consists of
         self,
@@ -695,42 +511,91 @@ class Client:
         )
 
 
-async def _in_thread(rows: Iterator[T]) -> AsyncIterator[T]:
-    """
-    The rows of a blocking iterator; each step runs in the thread that Django keeps for this
-    request.
-    """
-    step = sync_to_async(lambda: list(islice(rows, 1)))
-    while found := await step():
-        yield found[0]
+def _is_reading(method: str) -> bool:
+    return method.upper() in READING_METHODS
 
 
-def _is_address(text: str) -> bool:
-    try:
-        return getattr(ip_address(text), "scope_id", None) is None
-    except ValueError:
-        return False
+def _uncertain(
+    method: str, path: str, doubt: Mapping[str, str | None], answer: Answer | None = None
+) -> PaymentUncertainError:
+    """The error that says how to look for a payment: *doubt* has its id, or its external id."""
+    error = PaymentUncertainError(
+        f"{method} {path} at Everifin: it is not known what became of this payment. Look "
+        "before paying again: see payment_id and external_id of this error.",
+        method=method,
+        path=path,
+        status=answer.status if answer else None,
+        code=errors.code_of(answer) if answer else None,
+    )
+    error.payment_id, error.external_id = doubt.get("payment_id"), doubt.get("external_id")
+    return error
+
+
+def _found(rows: Rows[D], external_id: Id, path: str) -> D | None:
+    wanted = _external_id(external_id)
+    all_rows = list(rows)
+    same = [row for row in all_rows if row.external_id == wanted]
+    paid = [row for row in same if row.status.is_paid]
+    unnamed = [row for row in all_rows if row.external_id is None]
+    if len(paid) == 1 or (len(same) == 1 and rows.is_complete):
+        return (paid or same)[0]
+    if len(same) > 1:
+        raise _not_identified(path, wanted, same, "several payments have this external id")
+    if not rows.is_complete:
+        raise _not_identified(path, wanted, all_rows, "the list of payments is not complete")
+    if unnamed:
+        raise _not_identified(path, wanted, unnamed, "the list does not tell each external id")
+    return None
+
+
+def _external_id(value: Any) -> str:
+    found = _id(value)
+    if not found.strip():
+        error = InvalidRequestError("A payment is found by its external id, and none was given.")
+        error.field, error.rule = "externalId", "required"
+        raise error
+    return found
+
+
+def _not_identified(path: str, external_id: str, rows: list[D], why: str) -> PaymentUncertainError:
+    error = PaymentUncertainError(
+        f"GET {path} at Everifin does not tell whether the payment exists: {why}. Before paying "
+        "again, compare amount, recipient and time of the payments in payment_ids.",
+        method="GET",
+        path=path,
+    )
+    error.external_id, error.payment_ids = external_id, tuple(row.id for row in rows)
+    return error
 
 
 def _url(path: str) -> str:
     resource = path.split("?", maxsplit=1)[0]
-    # Read as a server or a proxy might: with the escapes decoded.
-    segments = unquote(resource).replace("\\", "/").split("/")
-    is_plain = path.isascii() and path.isprintable() and "#" not in path
+    # Read as a server or a proxy might: with escapes decoded, also twice, and parameters cut off.
+    decoded = unquote(unquote(resource)).replace("\\", "/")
+    segments = [segment.partition(";")[0] for segment in decoded.split("/")]
+    is_plain = path.isascii() and path.isprintable() and "#" not in path and decoded.isprintable()
     is_absolute = path.startswith("/") and not path.startswith("//")
-    if not (is_plain and is_absolute) or {".", ".."}.intersection(segments):
+    is_short = len(path) <= MAX_PATH_LENGTH
+    if not (is_plain and is_absolute and is_short) or {".", ".."}.intersection(segments):
         raise InvalidRequestError(
-            "A path begins with one '/', has no '.' or '..' in it, and all else than ASCII escaped."
+            "A path begins with one '/', has no '.' or '..' in it, all else than ASCII escaped, "
+            f"and at most {MAX_PATH_LENGTH} characters."
         )
     return conf.api_url + path
 
 
-def _path(name: str, **ids: str) -> str:
+def _path(name: str, **ids: Any) -> str:
     template = conf.api_paths[name]
-    texts = {key: str(value) for key, value in ids.items()}
-    if not all(ID.fullmatch(text) and text.strip(".") for text in texts.values()):
+    strings = {key: _id(value) for key, value in ids.items()}
+    if not all(ID.fullmatch(found) and found.strip(".") for found in strings.values()):
         raise NotFoundError("Nothing at Everifin has such an id.", method="GET", path=template)
-    return template.format(**{key: quote(text, safe="") for key, text in texts.items()})
+    return template.format(**{key: quote(found, safe="") for key, found in strings.items()})
+
+
+def _id(value: Any) -> str:
+    """*value* as a string; empty if it is no id."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < MAX_ID
+    return str(value) if is_whole or isinstance(value, str | UUID) else ""
 
 
 def _paging(page_size: int | None, sort: str | None) -> dict[str, str]:
@@ -739,159 +604,3 @@ def _paging(page_size: int | None, sort: str | None) -> dict[str, str]:
     names = conf.api_fields["query"]
     given = {names["page_size"]: page_size, names["sort"]: sort}
     return {name: str(value) for name, value in given.items() if value is not None}
-
-
-def _moment(name: str, value: date | str | None) -> datetime | None:
-    """The moment in UTC that a filter means, whose *name* an error tells."""
-    if isinstance(value, str):
-        value = _parsed(name, value)
-    if value is None:
-        return None
-    moment = value if isinstance(value, datetime) else datetime.combine(value, time(), UTC)
-    if moment.tzinfo is None:
-        raise ValueError("A datetime for Everifin needs a time zone.")
-    return moment.astimezone(UTC)
-
-
-def _parsed(name: str, text: str) -> date:
-    for parse in (date.fromisoformat, datetime.fromisoformat):
-        try:
-            return parse(text)
-        except ValueError:
-            pass
-    error = InvalidRequestError(f"{name} is not a date or moment in ISO 8601.")
-    error.field, error.rule = name, "date"
-    raise error
-
-
-def _timestamp(moment: datetime) -> str:
-    """Everifin's spelling of a moment: ISO 8601 in UTC with milliseconds (documented)."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-# The next functions return errors rather than raise them: the frames of an exception from here
-# would hold a person's data.
-
-
-def _refuses_token(answer: Answer) -> bool:
-    # Everifin documents the status for an expired token, and the code without a status.
-    return answer.status == 401 or (
-        answer.status in {400, 403} and _first_error(answer).get("code") == "INVALID_ACCESS_TOKEN"
-    )
-
-
-def _envelope(answer: Answer) -> dict[str, Any] | EverifinError:
-    if answer.status == 204:
-        return {}
-    decoded = _decoded_json(answer)
-    if answer.status == 200 and isinstance(decoded, dict) and not _says_error(decoded):
-        return decoded
-    return _refusal(answer, _first_error(answer))
-
-
-def _outcome(decode: Callable[[Raw], T], answer: Answer) -> T | EverifinError | None:
-    """What *answer* says; None if that is not understood."""
-    envelope = _envelope(answer)
-    if isinstance(envelope, EverifinError):
-        return envelope
-    return _decoded(decode, envelope.get("data"))
-
-
-def _leaves_doubt(error: EverifinError) -> bool:
-    """May a payment exist after *error*? A 429 is a refusal, whatever its shape."""
-    is_refusal = isinstance(error, UnavailableError) and error.status == 429
-    return isinstance(error, UnavailableError | AnswerError) and not is_refusal
-
-
-def _says_error(decoded: Mapping[str, Any]) -> bool:
-    meta = decoded.get("meta")
-    return bool(decoded.get("errors")) or (isinstance(meta, dict) and meta.get("status") == "ERROR")
-
-
-def _first_error(answer: Answer) -> Mapping[str, Any]:
-    """Everifin's own error, empty if the answer has none, because a proxy wrote it."""
-    decoded = _decoded_json(answer)
-    errors = decoded.get("errors") if isinstance(decoded, dict) else None
-    first = errors[0] if isinstance(errors, list) and errors else None
-    return first if isinstance(first, dict) else {}
-
-
-def _decoded_json(answer: Answer) -> Any:
-    try:
-        decoded = answer.json()
-    except AnswerError:
-        return None
-    # Halves of characters come as escapes only: bytes of one are not UTF-8.
-    return (
-        replace_surrogates(decoded)
-        if b"\\" in answer.body and SURROGATE.search(answer.body)
-        else decoded
-    )
-
-
-def _refusal(answer: Answer, first: Mapping[str, Any]) -> EverifinError:
-    code = first.get("code")
-    if not isinstance(code, str) or not CODE.fullmatch(code):
-        code = None
-    if answer.status == 429:
-        return answer.error(RateLimitedError, "for now", code=code)
-    is_running = code == "ACCOUNT_REFRESH_ALREADY_RUNNING"
-    if code in PASSING_CODES or (answer.status >= 500 and not is_running):
-        return answer.error(UnavailableError, "for now", code=code)
-    if code is None and answer.status != 401:
-        return answer.error(AnswerError, "in a shape that is not Everifin's")
-    if code == "INVALID_SCOPE":
-        return ScopeMissingError()
-    kind = NotAuthorizedError if code is None else ERRORS_BY_CODE.get(code, RefusedError)
-    error = answer.error(kind, code or "without an error code", code=code)
-    if isinstance(error, InvalidRequestError):
-        error.field, error.rule = _text_in(first, "field"), _text_in(first, "rule")
-        message = _text_in(first, "message") or ""
-        error.message = message if VALIDATION_MESSAGE.fullmatch(message) else None
-    return error
-
-
-def _text_in(first: Mapping[str, Any], name: str) -> str | None:
-    detail = first.get("detail")
-    text = detail.get(name) if isinstance(detail, dict) else None
-    return text if isinstance(text, str) else None
-
-
-def _not_understood(path: str) -> AnswerError:
-    return AnswerError(
-        f"GET {path} answered in a shape that is not Everifin's.", method="GET", path=path
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Page(Generic[T]):
-    rows: list[T]
-    has_next: bool
-    last: int | None
-
-    def is_last(self, number: int) -> bool:
-        return not self.has_next or (self.last is not None and number >= self.last)
-
-
-def _page(decode: Callable[[Raw], T], envelope: Mapping[str, Any]) -> _Page[T] | None:
-    raw_rows, meta = envelope.get("data"), envelope.get("meta")
-    if not isinstance(raw_rows, list):
-        return None
-    rows = [_decoded(decode, row) for row in raw_rows]
-    understood = [row for row in rows if row is not None]
-    pagination = meta.get("pagination") if isinstance(meta, dict) else None
-    if not isinstance(pagination, dict):
-        pagination = {}
-    names = conf.api_fields["pagination"]
-    number = pagination.get(names["last"])
-    last = number if isinstance(number, int) else None
-    # Without the address of a next page, the number of the last one is what there is to go by.
-    has_next = bool(pagination.get(names["next_page_url"], last is not None))
-    return _Page(understood, has_next, last) if len(understood) == len(rows) else None
-
-
-def _decoded(decode: Callable[[Raw], T], row: Any) -> T | None:
-    try:
-        return decode(row)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None

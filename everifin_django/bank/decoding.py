@@ -1,16 +1,21 @@
 """
 How an object of Everifin's becomes a frozen dataclass: each field by its type, under the name that
 Everifin has for it.
+
+An optional field that cannot be read is None: one odd value must not take all rows with it. It is
+logged once in a process, by its path and never with its value, and stays in ``raw``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, make_dataclass
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
+from decimal import Decimal
 from typing import Any, TypeVar, get_type_hints
+
+logger = logging.getLogger(__name__)
 
 Raw = Mapping[str, Any]
 Read = Callable[[Any, str], Any]
@@ -20,6 +25,16 @@ T = TypeVar("T")
 
 MAX_EXPONENT = 30
 """More digits no amount has, and arithmetic with millions of them would take a worker hours."""
+
+MAX_ID_LENGTH = 255
+MAX_COUNT = 10**9
+
+reported: set[str] = set()
+"""The paths of the fields that were logged as unreadable."""
+
+
+class RowError(ValueError):
+    """An object lacks what it cannot be used without. The message names the field, no value."""
 
 
 class ReprById:
@@ -32,119 +47,169 @@ class ReprById:
         return f"<{type(self).__name__} {self.id}>"
 
 
-def reader(kind: type[T], names: Mapping[str, str], **own: Read) -> Callable[[Raw], T]:
+def reader(kind: type[T], names: Mapping[str, str], **own: Read) -> Callable[[Any], T]:
     """
     Return a function that makes a *kind* of an object of Everifin's.
 
     Shape: *kind* is a frozen dataclass with slots, of which ``raw`` has the whole object. *names*
     has Everifin's name of each other field but ``id``; *own* says how a field is read whose type
     does not tell.
-    Errors: the function raises ValueError, TypeError or AttributeError for another shape.
+    Errors: the function raises RowError for what is no object, and for one without an id or without
+    an amount where that is needed.
     """
-    twin, texts, others = _opened(kind)  # type: ignore[arg-type]  # classes can be hashed
-    text_names = [names[field] for field in texts]
-    reads = [
-        (names.get(field, field), own.get(field) or _READS[of_type])
-        for field, of_type in others.items()
+    hints = get_type_hints(kind)
+    # A slot's own setter: a frozen dataclass sets each field past its own guard, which would take
+    # most of the time of reading a row.
+    setters = {field.name: vars(kind)[field.name].__set__ for field in fields(kind)}  # type: ignore[arg-type]
+    set_raw = setters.pop("raw")
+    reads = {name: own.get(name) or _READS[hints[name]] for name in setters}
+    # Most of a page is strings, which need no more than a look.
+    texts = [(setters[n], names[n]) for n, decode in reads.items() if decode is text]
+    others = [
+        (setters[name], names.get(name, name), decode, hints[name] in _NEEDED)
+        for name, decode in reads.items()
+        if decode is not text
     ]
+    title = kind.__name__
 
-    def read(raw: Raw) -> T:
+    def read(raw: Any) -> T:
+        if not isinstance(raw, dict):
+            raise RowError(f"it is no {title} object")
         get = raw.get
-        made: Any = twin(
-            *[
-                # Most of a page is texts and needs no more than this look.
-                value
-                if (value := get(name)) is None or value.__class__ is str
-                else text(value, name)
-                for name in text_names
-            ],
-            *[read_one(get(name), name) for name, read_one in reads],
-            raw,
-        )
-        made.__class__ = kind
-        return made  # type: ignore[no-any-return]
+        made = object.__new__(kind)
+        for set_field, name, decode, is_needed in others:
+            try:
+                value = decode(get(name), name)
+            except Exception as error:
+                if is_needed:
+                    raise RowError(f"its {name} is missing or cannot be read") from error
+                unreadable(f"{title}.{name}")
+                value = None
+            set_field(made, value)
+        for set_field, name in texts:
+            value = get(name)
+            if value is not None and value.__class__ is not str:
+                value = _text_or_none(value, f"{title}.{name}")
+            set_field(made, value)
+        set_raw(made, raw)
+        return made
 
     return read
 
 
-@lru_cache
-def _opened(kind: type) -> tuple[type, Sequence[str], Mapping[str, Any]]:
-    """
-    The twin of *kind* that is not frozen, and how it is filled: with fields that are texts, with
-    the others, whose types are told, and with ``raw``.
+def _text_or_none(value: Any, path: str) -> str | None:
+    try:
+        return text(value, path)
+    except Exception:  # noqa: BLE001 - such as a number with more digits than Python writes
+        unreadable(path)
+        return None
 
-    A frozen dataclass sets each field past its own guard, which would take most of the time of
-    reading a row. The twin has the same slots and sets them like any class; then it becomes one of
-    *kind*.
-    """
-    hints = get_type_hints(kind)
-    names = [field.name for field in fields(kind) if field.name != "raw"]
-    texts = [name for name in names if hints[name] == str | None]
-    others = {name: hints[name] for name in names if name not in texts}
-    order = [*texts, *others, "raw"]
-    twin = make_dataclass(kind.__name__, order, bases=kind.__bases__, slots=True)
-    return twin, texts, others
+
+def unreadable(path: str) -> None:
+    """Log once in a process that the field at *path* cannot be read."""
+    if path not in reported:
+        reported.add(path)
+        logger.warning("Everifin's %s cannot be read; it is left out, and kept in raw.", path)
+
+
+def rows_of(found: Any, read: Callable[[Any], T], path: str) -> tuple[T, ...]:
+    """Return the objects of the list *found* that can be read; the others are left out."""
+    if found is None:
+        return ()
+    if not isinstance(found, list):
+        unreadable(path)
+        return ()
+    rows = []
+    for one in found:
+        try:
+            rows.append(read(one))
+        except RowError:
+            unreadable(f"{path}[]")
+    return tuple(rows)
 
 
 def identifier(value: Any, name: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is not text or a whole number")
-    return str(value)
+    """Return an id as a string. Errors: TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{name} is not a string or a whole number")
+    found = str(value)
+    if not 0 < len(found) <= MAX_ID_LENGTH:
+        raise ValueError(f"{name} is empty or too long")
+    return found
 
 
 def text(value: Any, name: str) -> str | None:
+    """Return a string or a number as a string. Errors: TypeError, ValueError."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
-        raise TypeError(f"{name} is not text")
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise TypeError(f"{name} is not a string")
     return str(value)
 
 
 def amount(value: Any, name: str) -> Decimal:
-    number = value if isinstance(value, Decimal) else _number(value, name)
+    """Return an amount of money. Errors: TypeError, ArithmeticError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | str | Decimal):
+        raise TypeError(f"{name} is not a number")
+    number = value if isinstance(value, Decimal) else Decimal(value)
     if number.is_finite() and -MAX_EXPONENT <= number.adjusted() <= MAX_EXPONENT:
         return number
     raise ValueError(f"{name} is no amount of money")
-
-
-def _number(value: Any, name: str) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise TypeError(f"{name} is not a number")
-    try:
-        return Decimal(value)
-    except InvalidOperation:
-        return Decimal("NaN")
 
 
 def amount_or_none(value: Any, name: str) -> Decimal | None:
     return None if value is None else amount(value, name)
 
 
+def whole_number(value: Any) -> int | None:
+    """Return a whole number, also one that came as digits; None for all else."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT:
+        return value
+    return None
+
+
 def moment(value: Any, name: str) -> datetime | None:
+    """Return an aware datetime; without an offset it is UTC. Errors: TypeError, ValueError."""
     if value is None:
         return None
     found = datetime.fromisoformat(value)
+    if not MINYEAR < found.year < MAXYEAR:
+        # Arithmetic with those, or in another time zone, may leave the calendar.
+        raise ValueError(f"{name} is out of range")
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def day(value: Any, name: str) -> date | None:
+    """Return the date as it was written, whatever its time and offset. Errors: as of ``moment``."""
+    found = moment(value, name)
+    return None if found is None else found.date()
 
 
 _READS: Mapping[Any, Read] = {
     str: identifier,
+    str | None: text,
     Decimal: amount,
     Decimal | None: amount_or_none,
     datetime | None: moment,
+    date | None: day,
+    int | None: lambda value, _: whole_number(value),
 }
+_NEEDED = (str, Decimal)
 
 
-def replace_surrogates(value: Any) -> Any:
+def replace_unstorable(value: Any) -> Any:
     """
-    Return decoded JSON with a question mark for each half of a character.
+    Return decoded JSON with a question mark for each NUL and each half of a character.
 
-    A text that was cut within an emoji ends in half of it, which no database takes.
+    A string that was cut within an emoji ends in half of it. No database takes that, and PostgreSQL
+    takes no NUL.
     """
     if isinstance(value, dict):
-        return {replace_surrogates(key): replace_surrogates(inner) for key, inner in value.items()}
+        return {replace_unstorable(key): replace_unstorable(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [replace_surrogates(inner) for inner in value]
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+        return [replace_unstorable(inner) for inner in value]
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode().replace("\0", "?")
+    return value

@@ -2,7 +2,7 @@
 Payments: what is sent to Everifin, checked before it goes out, and what its answers become.
 
 A payment that breaks one of Everifin's documented rules cannot be made: its constructor raises
-InvalidRequestError, whose ``field`` has Everifin's own spelling. Empty texts count as left out. A
+InvalidRequestError, whose ``field`` has Everifin's own spelling. Empty strings count as left out. A
 repr shows no person's data.
 
 IBAN and BIC are checked by python-stdnum, which ``everifin-django[payments]`` installs. Without it
@@ -19,7 +19,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import UTC, date, datetime, time
+from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Self, TypeAlias
@@ -29,11 +29,21 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import Promise
 
-from everifin_django.bank.decoding import Raw, ReprById, identifier, moment, reader, text
+from everifin_django.bank import dates
+from everifin_django.bank.decoding import (
+    Raw,
+    ReprById,
+    identifier,
+    moment,
+    reader,
+    rows_of,
+    text,
+)
 from everifin_django.conf import conf, is_secure
-from everifin_django.exceptions import InvalidRequestError
-from everifin_django.secret import Secret
+from everifin_django.exceptions import AnswerError, InvalidRequestError
+from everifin_django.secret import Secret, hides_frames
 
 LEAST = Decimal("0.01")
 MOST = Decimal(9_999_999_999)
@@ -41,6 +51,9 @@ MOST_PLACES = 2
 CURRENCY = re.compile(r"[A-Z]{3}")
 DIGITS = re.compile(r"[0-9]+")
 SYMBOLS = ("variable_symbol", "constant_symbol", "specific_symbol")
+NUMBERS_TOO = frozenset({*SYMBOLS, "external_id"})
+NEEDED_STRINGS = frozenset({"currency", "recipient_iban", "redirect_url", "name"})
+MAX_LENGTH = 255
 MAX_LENGTHS: Mapping[str, int] = {
     "name": 255,
     "external_id": 255,
@@ -57,7 +70,15 @@ MAX_LENGTHS: Mapping[str, int] = {
 ENCRYPTION = "RSAES-OAEP/SHA-256"
 """The only value of ``x-user-data-encryption-method`` (documented)."""
 
-Inputs: TypeAlias = Mapping[str, str | Secret]
+MIN_KEY_BITS = 2048
+SENSITIVE = frozenset({"userId", "userPassword", "otp"})
+"""The inputs that Everifin documents as to be encrypted."""
+
+MAX_URL_LENGTH = 5000
+IMAGE = re.compile(r"data:image/(?:png|gif|jpe?g|webp|bmp);base64,[A-Za-z0-9+/]+={0,2}")
+
+Inputs: TypeAlias = Mapping[str, str | int | Secret]
+Symbol: TypeAlias = str | int
 
 
 class OpenEnum(StrEnum):
@@ -87,12 +108,12 @@ class PaymentStatus(OpenEnum):
 
     @property
     def is_final(self) -> bool:
-        """Will it stay like this?"""
+        """Is the payment over? Then its status does not change any more."""
         return self in _FINAL
 
     @property
     def is_paid(self) -> bool:
-        """Has all of it been paid?"""
+        """Has all of it been paid? PARTIALLY_PAID, of a bulk, is over and not paid in full."""
         return self in {PaymentStatus.FINISHED, PaymentStatus.PAID}
 
 
@@ -106,19 +127,9 @@ _FINAL = frozenset(
 )
 
 
-class StepType(OpenEnum):
-    """What has to happen next (documented). One this app does not know is UNKNOWN."""
-
-    REDIRECT = "REDIRECT"
-    INPUT = "INPUT"
-    NEXT = "NEXT"
-    PUSH = "PUSH"
-    UNKNOWN = "UNKNOWN"
-
-
 class InputType(OpenEnum):
     """
-    Which kind of field to show; one that is UNKNOWN as a text. Source: SELECT and IMAGE are
+    Which kind of field to show; UNKNOWN as a text field. Source: SELECT and IMAGE are
     documented, TEXT and PASSWORD inferred.
     """
 
@@ -138,8 +149,9 @@ class _PaymentBase:
     What a single payment and an item of a bulk payment have in common.
 
     Units: *amount* in *currency* (ISO 4217), 0.01 to 9999999999 with at most two places.
-    *reference* excludes the three symbols. *external_id* is yours, and the only way to find a
-    payment again whose answer was lost: one is made unless you give it.
+    *reference* excludes the three symbols, which may be numbers. *external_id* is yours (a string,
+    a number or a UUID), and the only way to find a payment again whose answer was lost: one is made
+    unless you give it.
     """
 
     amount: Decimal
@@ -149,19 +161,19 @@ class _PaymentBase:
     recipient_bank_bic: str | None = None
     recipient_address: Mapping[str, Any] | None = None
     recipient_bank_address: Mapping[str, Any] | None = None
-    variable_symbol: str | None = None
-    constant_symbol: str | None = None
-    specific_symbol: str | None = None
+    variable_symbol: Symbol | None = None
+    constant_symbol: Symbol | None = None
+    specific_symbol: Symbol | None = None
     reference: str | None = None
     payment_message: str | None = None
     priority: str | None = None
-    external_id: str | None = field(default_factory=lambda: str(uuid.uuid4()))
+    external_id: str | int | uuid.UUID | None = field(default_factory=lambda: str(uuid.uuid4()))
 
     def __post_init__(self) -> None:
         _check_amount(self.amount)
+        _set_strings(self)
         if not CURRENCY.fullmatch(self.currency):
             raise _wrong("currency", "regex", "three capital letters")
-        _check_texts(self)
         _set_iban(self, "recipient_iban")
         _check_bic(self.recipient_bank_bic)
         _check_symbols(self)
@@ -225,14 +237,14 @@ class BulkPayment:
     redirect_url: str
     payments: tuple[BulkItem, ...]
     due_date: date | None = None
-    external_id: str | None = field(default_factory=lambda: str(uuid.uuid4()))
+    external_id: str | int | uuid.UUID | None = field(default_factory=lambda: str(uuid.uuid4()))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "payments", tuple(self.payments))
         for needed in ("name", "payments", "sender_iban"):
             if not getattr(self, needed):
                 raise _wrong(needed, "required", "given")
-        _check_texts(self)
+        _set_strings(self)
         _set_iban(self, "sender_iban")
         _check_redirect_url(self.redirect_url)
         if len({one.currency for one in self.payments}) > 1:
@@ -246,7 +258,7 @@ class BulkPayment:
         return {**_body(self), "payments": [one.body() for one in self.payments]}
 
 
-def sealed_body(body: Mapping[str, Any]) -> Secret:
+def to_json(body: Mapping[str, Any]) -> Secret:
     """Return *body* as JSON that no report of an error can show."""
     return Secret(json.dumps(body, allow_nan=False))
 
@@ -270,15 +282,8 @@ def _plain(value: Any) -> Any:
         # the number in the body is the very decimal.
         return float(value)
     if isinstance(value, date):
-        return _timestamp(value)
+        return dates.timestamp(dates.in_utc(value))
     return value
-
-
-def _timestamp(value: date) -> str:
-    moment = value if isinstance(value, datetime) else datetime.combine(value, time(), UTC)
-    if moment.tzinfo is None:
-        raise ValueError("A datetime for Everifin needs a time zone.")
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # Checks
@@ -301,16 +306,29 @@ def _check_amount(amount: Any) -> None:
         raise _wrong("amount", "decimal", f"of at most {MOST_PLACES} places")
 
 
-def _check_texts(sent: Any) -> None:
+def _set_strings(sent: Any) -> None:
+    """Check what is sent as a string; numbers, UUIDs and lazy translations become strings."""
     names = {one.name for one in fields(sent)}
-    for name, most in MAX_LENGTHS.items():
-        text = getattr(sent, name) if name in names else None
-        if text is None:
+    for name in names & {*MAX_LENGTHS, "currency", "recipient_bank_bic", "priority"}:
+        found = _string(getattr(sent, name), name)
+        object.__setattr__(sent, name, found)
+        if found is None:
             continue
-        if not text.isprintable():
+        if not found.isprintable():
             raise _wrong(name, "regex", "without line breaks and control characters")
-        if len(text) > most:
+        most = MAX_LENGTHS.get(name, MAX_LENGTH)
+        if len(found) > most:
             raise _wrong(name, "maxLength", f"of at most {most} characters")
+
+
+def _string(value: Any, name: str) -> str | None:
+    if value is None and name not in NEEDED_STRINGS:
+        return None
+    is_number = name in NUMBERS_TOO and isinstance(value, int) and not isinstance(value, bool)
+    is_uuid = name == "external_id" and isinstance(value, uuid.UUID)
+    if is_number or is_uuid or isinstance(value, str | Promise):
+        return str(value)
+    raise _wrong(name, "string", "a string")
 
 
 def _check_symbols(sent: _PaymentBase) -> None:
@@ -329,26 +347,24 @@ def _check_redirect_url(url: str) -> None:
     except ValueError:
         host = ""
     if not url.isascii() or " " in url or "." not in host or parts.scheme not in {"http", "https"}:
-        raise _wrong("redirect_url", "url", "an http or https address whose host has a dot")
+        raise _wrong("redirect_url", "url", "an http or https URL whose host has a dot")
 
 
 def _set_iban(sent: Any, name: str) -> None:
     given = getattr(sent, name)
     if not given and name == "sender_iban":
         return
-    iban = _number("iban", given)
-    if iban is None:
-        raise _wrong(name, "iban", "an IBAN with a right checksum")
-    object.__setattr__(sent, name, iban)
+    object.__setattr__(sent, name, _number("iban", given, name, "an IBAN with a right checksum"))
 
 
 def _check_bic(bic: str | None) -> None:
-    if bic and _number("bic", bic) is None:
-        raise _wrong("recipient_bank_bic", "bic", "a BIC")
+    if bic:
+        _number("bic", bic, "recipient_bank_bic", "a BIC")
 
 
-def _number(kind: str, text: str) -> str | None:
-    """*text* without spaces, None if it is no IBAN or BIC."""
+@hides_frames
+def _number(kind: str, text: str, name: str, wanted: str) -> str:
+    """*text* without spaces. Errors: InvalidRequestError if it is no IBAN or BIC."""
     try:
         # Imported on first use, because it comes with an extra: who only reads needs none.
         from stdnum import bic, iban
@@ -360,8 +376,8 @@ def _number(kind: str, text: str) -> str | None:
     validate = {"iban": iban.validate, "bic": bic.validate}[kind]
     try:
         return str(validate(text))
-    except ValidationError:
-        return None
+    except ValidationError as error:
+        raise _wrong(name, kind, wanted) from error
 
 
 # What comes back
@@ -372,8 +388,9 @@ class InputField:
     """
     One input the bank asks the user for. Send its value back under *name*.
 
-    Shape: *options* are (value, label) of a SELECT, *image* is the image of an IMAGE as Everifin
-    sent it. *label* was seen in a client; how an option is spelt is inferred.
+    Shape: *options* are (value, label) of a SELECT; *image* is the image of an IMAGE, as a
+    ``data:`` URL that an ``<img>`` can show, None for all else that Everifin sent. *label* was seen
+    in a client; how an option is spelt is inferred.
     """
 
     name: str
@@ -389,20 +406,77 @@ class InputField:
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PaymentStep(ReprById):
     """
-    Where the processing of a payment stands, and by *type* what has to happen next.
+    Where the processing of a payment is, and by its class what has to happen next.
 
-    REDIRECT: send the browser to *redirect_url*, then process with the query of the return.
-    INPUT: show *inputs*, process with their values. NEXT: process again. PUSH: the user confirms in
-    the bank's app, process again after a while. Nothing more once *status* ``is_final``.
+    ``match`` tells the classes: RedirectStep, InputStep, NextStep, PushStep, FinishedStep,
+    UnknownStep. *raw* is plain JSON, fit for a session: fractions are strings in it.
     """
 
     id: str
     status: PaymentStatus
-    type: StepType | None
-    redirect_url: str | None
+    raw: Raw = field(hash=False)
+
+    @staticmethod
+    @hides_frames
+    def from_raw(raw: Any) -> PaymentStep:
+        """
+        Return the step that *raw* describes: Everifin's answer, or the ``raw`` of a step that you
+        kept in the session.
+
+        Errors: AnswerError for anything else, and for a redirect that is not to https.
+        """
+        try:
+            return _step(raw)
+        except Exception as error:
+            raise AnswerError("A step of a payment has a shape that is not Everifin's.") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RedirectStep(PaymentStep):
+    """
+    Send the browser to *redirect_url*; when it comes back, process with all of its query as
+    *inputs*, and with this step.
+    """
+
+    redirect_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class InputStep(PaymentStep):
+    """
+    Show *inputs*, and process with their values and with this step, which encrypts those that
+    *inputs_to_encrypt* names.
+    """
+
     inputs: tuple[InputField, ...]
     inputs_to_encrypt: frozenset[str]
-    raw: Raw = field(hash=False)
+
+
+class NextStep(PaymentStep):
+    """Process again."""
+
+    __slots__ = ()
+
+
+class PushStep(PaymentStep):
+    """The user confirms in the bank's app: process again after a while."""
+
+    __slots__ = ()
+
+
+class FinishedStep(PaymentStep):
+    """Nothing more is to be done: *status* ``is_final``. Whether it is paid, ``is_paid`` says."""
+
+    __slots__ = ()
+
+
+class UnknownStep(PaymentStep):
+    """
+    Everifin answered with a step that this app does not know, or with none. ``raw["type"]`` has its
+    name; read the payment to learn how it is.
+    """
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -458,78 +532,107 @@ class BulkPaymentDetail(ReprById):
 
 
 def created_id(raw: Raw) -> str:
-    """Return the id of what was created. Errors: as of ``bank.account_reader``."""
+    """Return the id of what was created. Errors: KeyError, TypeError, ValueError."""
     return identifier(raw["id"], "id")
 
 
-def step(raw: Raw) -> PaymentStep:
-    """Return the step that *raw* describes. Errors: as of ``bank.account_reader``, and KeyError."""
-    kind = _text(raw, "type")
-    asked = raw.get("inputSet") or ([raw["input"]] if raw.get("input") else [])
-    found = PaymentStep(
-        id=created_id(raw),
-        status=_status(raw.get("status"), "status"),
-        type=StepType(kind) if kind else None,
-        redirect_url=_text(raw, "redirectUrl"),
-        inputs=tuple(_input(one) for one in asked),
-        inputs_to_encrypt=frozenset(str(name) for name in raw.get("inputsToEncrypt") or ()),
-        raw=raw,
-    )
-    if found.type is StepType.REDIRECT and not is_secure(found.redirect_url or ""):
-        raise ValueError("a browser is sent to https only")
-    return found
+def _step(raw: Raw) -> PaymentStep:
+    common: dict[str, Any] = {
+        "id": created_id(raw),
+        "status": _status(raw.get("status"), "status"),
+        "raw": _plain_json(raw),
+    }
+    kind = raw.get("type")
+    if common["status"].is_final:
+        return FinishedStep(**common)
+    if kind == "REDIRECT":
+        return RedirectStep(**common, redirect_url=_guarded(raw.get("redirectUrl")))
+    if kind == "INPUT":
+        asked = raw.get("inputSet") or ([raw["input"]] if raw.get("input") else [])
+        inputs = tuple(_input(one) for one in asked)
+        return InputStep(**common, inputs=inputs, inputs_to_encrypt=_to_encrypt(raw, inputs))
+    return _BARE_STEPS.get(str(kind), UnknownStep)(**common)
 
 
-def payment_reader() -> Callable[[Raw], PaymentDetail]:
+_BARE_STEPS: Mapping[str, type[PaymentStep]] = {"NEXT": NextStep, "PUSH": PushStep}
+
+
+def _guarded(url: Any) -> str:
+    """*url*, if a browser may be sent there: https to a host, without a user's name, one line."""
+    if not isinstance(url, str) or len(url) > MAX_URL_LENGTH:
+        raise TypeError("The URL of a redirect is no string, or too long.")
+    is_plain = url.isascii() and url.isprintable() and not set(url) & set(' \\"<>')
+    if not is_plain or not is_secure(url) or "@" in urlsplit(url).netloc:
+        raise ValueError("A browser is sent to https only, and to no user's name.")
+    return url
+
+
+def _to_encrypt(raw: Raw, inputs: tuple[InputField, ...]) -> frozenset[str]:
+    """
+    What must not go out in clear. Where a key came without a list, what Everifin documents as
+    sensitive.
+    """
+    listed = raw.get("inputsToEncrypt")
+    if isinstance(listed, str):
+        listed = [listed]
+    if listed:
+        if not all(isinstance(name, str) for name in listed):
+            raise TypeError("The names of inputs to encrypt are not strings.")
+        return frozenset(listed)
+    return SENSITIVE if raw.get("inputEncryptionConfig") else frozenset()
+
+
+def _plain_json(value: Any) -> Any:
+    """*value* as a JSON session keeps it: Everifin's fractions, which are Decimals, as strings."""
+    if isinstance(value, Mapping):
+        return {name: _plain_json(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain_json(inner) for inner in value]
+    return str(value) if isinstance(value, Decimal) else value
+
+
+def payment_reader() -> Callable[[Any], PaymentDetail]:
     """
     Return a function that makes a single payment, or an item of a bulk, of Everifin's object.
 
-    Errors: as of ``bank.account_reader``.
+    Errors: as of ``accounts.account_reader``.
     """
     return reader(PaymentDetail, conf.api_fields["payment"], status=_status)
 
 
-def bulk_payment_reader() -> Callable[[Raw], BulkPaymentDetail]:
-    """The same for a bulk payment."""
+def bulk_payment_reader() -> Callable[[Any], BulkPaymentDetail]:
+    """Return the same for a bulk payment. Items without id are left out; ``raw`` has them."""
     read_item = payment_reader()
 
     def payments(found: Any, name: str) -> tuple[PaymentDetail, ...]:
-        return tuple(read_item(one) for one in found or ())
+        return rows_of(found, read_item, f"BulkPayment.{name}")
 
     return reader(
         BulkPaymentDetail,
         conf.api_fields["bulk_payment"],
         status=_status,
-        payments_count=_count,
         due_date=_moment_unless_empty,
         payments=payments,
     )
 
 
 def _status(value: Any, name: str) -> PaymentStatus:
-    return PaymentStatus(text(value, name) or "")
-
-
-def _count(value: Any, name: str) -> int | None:
-    return None if value is None else int(value)
+    return PaymentStatus(value if isinstance(value, str) else "")
 
 
 def _moment_unless_empty(value: Any, name: str) -> datetime | None:
-    # The sample of what is sent has an empty text for a date that is left out.
+    # The sample of what is sent has an empty string for a date that is left out.
     return moment(value or None, name)
 
 
-def _text(raw: Raw, name: str) -> str | None:
-    return text(raw.get(name), name)
-
-
 def _input(raw: Raw) -> InputField:
+    image = raw.get("image")
     return InputField(
-        name=str(raw["name"]),
-        type=InputType(_text(raw, "type") or ""),
-        label=_text(raw, "label"),
+        name=identifier(raw["name"], "name"),
+        type=InputType(str(raw.get("type"))),
+        label=text(raw.get("label"), "label"),
         options=tuple(_option(one) for one in raw.get("selectOptions") or ()),
-        image=_text(raw, "image"),
+        image=image if isinstance(image, str) and IMAGE.fullmatch(image) else None,
     )
 
 
@@ -566,35 +669,63 @@ def encryption_key(config: Any) -> rsa.RSAPublicKey:
 KeyOf: TypeAlias = Callable[[Any], rsa.RSAPublicKey]
 
 
-def names_to_encrypt(inputs: Inputs, step: PaymentStep | None) -> frozenset[str]:
-    """Return the names of those *inputs* which *step* wants encrypted."""
-    return step.inputs_to_encrypt & inputs.keys() if step else frozenset()
-
-
-def sealed_inputs(inputs: Inputs, step: PaymentStep | None, key_of: KeyOf) -> Secret | None:
+@hides_frames
+def answer_step(step: PaymentStep | None, inputs: Inputs, key_of: KeyOf) -> tuple[Secret, bool]:
     """
-    Return the body that answers *step* with *inputs*, encrypted where it asks for that.
+    Return the body that answers *step* with *inputs*, and whether any of them is encrypted in it.
 
-    None if the key cannot be read, or a value is longer than it can take: nothing is sent in the
-    clear instead. That the ciphertext is sent as base64 is inferred.
+    That the ciphertext is sent as base64 is inferred.
+    Errors: InvalidRequestError if *step* asks for no inputs, or for others, or if one cannot be
+    encrypted. Nothing is ever sent in clear instead.
     """
-    names = names_to_encrypt(inputs, step)
+    names = _names_to_encrypt(step, inputs)
     try:
-        key = key_of(step.raw.get("inputEncryptionConfig")) if step and names else None
-        return sealed_body(
-            {
-                name: _encrypted(key, value) if key and name in names else _opened(value)
-                for name, value in inputs.items()
-            }
-        )
-    except (ValueError, TypeError, AttributeError):
-        return None
+        key = _strong(key_of(step.raw.get("inputEncryptionConfig"))) if step and names else None
+        body = {
+            name: _encrypted(key, _revealed(value)) if key and name in names else _revealed(value)
+            for name, value in inputs.items()
+        }
+        return to_json(body), bool(names)
+    except Exception as error:
+        raise InvalidRequestError(
+            "The key Everifin wants the user's inputs encrypted with cannot be read, is below "
+            f"{MIN_KEY_BITS} bits, or is too short for one of them. Nothing was sent: see "
+            "process_payment's key_of."
+        ) from error
 
 
-def _opened(value: str | Secret) -> str:
-    return value.reveal() if isinstance(value, Secret) else value
+def _names_to_encrypt(step: PaymentStep | None, inputs: Inputs) -> frozenset[str]:
+    """The names of *inputs* that must be encrypted. Errors: InvalidRequestError."""
+    if not inputs:
+        return frozenset()
+    match step:
+        case InputStep():
+            asked = {one.name for one in step.inputs} | step.inputs_to_encrypt
+            if inputs.keys() <= asked:
+                return step.inputs_to_encrypt & inputs.keys()
+            why = "the last step did not ask for one of them"
+        case RedirectStep():
+            # A link on a foreign page may bring anything along.
+            if SENSITIVE.isdisjoint(inputs):
+                return frozenset()
+            why = "no return from the bank has a password in it"
+        case None:
+            why = "give the step that asked for them"
+        case _:
+            why = "the last step asked for none"
+    raise InvalidRequestError(f"The inputs of a payment were not sent: {why}.")
 
 
-def _encrypted(key: rsa.RSAPublicKey, value: str | Secret) -> str:
+def _strong(key: rsa.RSAPublicKey) -> rsa.RSAPublicKey:
+    if key.key_size < MIN_KEY_BITS:
+        raise ValueError("The key is too short.")
+    return key
+
+
+def _revealed(value: str | int | Secret) -> str:
+    return value.reveal() if isinstance(value, Secret) else str(value)
+
+
+def _encrypted(key: rsa.RSAPublicKey, value: str) -> str:
     scheme = padding.OAEP(mgf=padding.MGF1(SHA256()), algorithm=SHA256(), label=None)
-    return base64.b64encode(key.encrypt(_opened(value).encode(), scheme)).decode()
+    return base64.b64encode(key.encrypt(value.encode(), scheme)).decode()

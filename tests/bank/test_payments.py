@@ -5,6 +5,7 @@ import base64
 import json
 import sys
 import threading
+import uuid
 from collections.abc import Coroutine
 from dataclasses import FrozenInstanceError, fields, replace
 from datetime import UTC, date, datetime
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.translation import gettext_lazy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,14 +27,22 @@ from everifin_django.bank.client import Client, EndUser
 from everifin_django.bank.payments import (
     BulkItem,
     BulkPayment,
+    FinishedStep,
+    InputStep,
     InputType,
+    NextStep,
     PaymentStatus,
+    PaymentStep,
+    PushStep,
+    RedirectStep,
     SinglePayment,
-    StepType,
+    UnknownStep,
 )
 from everifin_django.exceptions import (
+    AnswerError,
     EndUserMissingError,
     InvalidRequestError,
+    NotAuthorizedError,
     NotFoundError,
     PaymentNotEditableError,
     PaymentRejectedError,
@@ -45,7 +55,7 @@ from everifin_django.http.strict_json import strict_json
 from everifin_django.secret import Secret
 from everifin_django.testing.sandbox import payments as box
 from everifin_django.testing.sandbox.data import iban
-from tests.bank.test_client import Source
+from tests.bank.test_client import LAST, Source
 from tests.support import malicious_server
 from tests.support.malicious_server import Server, answer_json, report
 from tests.testing import Site
@@ -53,6 +63,7 @@ from tests.testing import Site
 IBAN = iban("SK", "9991", 7)
 BACK = "https://shop.example.org/back/?order=7"
 CANARY = "canary-7f21c9"
+OWN_401 = {"meta": {"status": "ERROR"}, "errors": [{"code": "INVALID_ACCESS_TOKEN"}]}
 PAYER = EndUser(ip="192.0.2.7", user_agent="Browser/1.0 (Linux)")
 
 
@@ -69,6 +80,12 @@ def item(**changes: Any) -> BulkItem:
 def bulk(**changes: Any) -> BulkPayment:
     sent: dict[str, Any] = {"name": "Pay", "sender_iban": IBAN, "redirect_url": BACK}
     return BulkPayment(**{**sent, "payments": (item(),), **changes})
+
+
+def asked(**raw: Any) -> InputStep:
+    step = PaymentStep.from_raw({"id": "1", "status": "CREATED", "type": "INPUT", **raw})
+    assert isinstance(step, InputStep)
+    return step
 
 
 def refusal(make: Any) -> tuple[str | None, str | None]:
@@ -96,6 +113,17 @@ class TestWhatMayBeSent:
             ({"amount": Decimal("1.005")}, "amount", "decimal"),
             ({"currency": "eur"}, "currency", "regex"),
             ({"currency": "EURO"}, "currency", "regex"),
+            ({"currency": None}, "currency", "string"),
+            ({"currency": 978}, "currency", "string"),
+            ({"recipient_iban": None}, "recipientIban", "string"),
+            ({"recipient_iban": 31}, "recipientIban", "string"),
+            ({"redirect_url": None}, "redirectUrl", "string"),
+            ({"recipient_name": 5}, "recipientName", "string"),
+            ({"variable_symbol": True}, "variableSymbol", "string"),
+            ({"variable_symbol": 1.5}, "variableSymbol", "string"),
+            ({"variable_symbol": -1}, "variableSymbol", "regex"),
+            ({"external_id": b"x"}, "externalId", "string"),
+            ({"external_id": 10**300}, "externalId", "maxLength"),
             ({"recipient_iban": ""}, "recipientIban", "iban"),
             ({"recipient_iban": "SK0012000000198742637541"}, "recipientIban", "iban"),
             ({"recipient_iban": f"{IBAN} {'0' * 40}"}, "recipientIban", "maxLength"),
@@ -199,13 +227,23 @@ class TestWhatMayBeSent:
         assert sent["externalId"] == "mine"
         assert sent["payments"][0]["externalId"]
 
+    def test_uuids_and_numbers_become_strings(self):
+        order = uuid.uuid4()
+        sent = single(external_id=order, variable_symbol=2026001, constant_symbol=308)
+        assert sent.body()["externalId"] == sent.external_id == str(order)
+        assert sent.body()["variableSymbol"] == sent.variable_symbol == "2026001"
+        assert single(external_id=7).external_id == "7"
+        assert bulk(external_id=order).external_id == str(order)
+        message = gettext_lazy("Everifin")
+        assert json.loads(payments.to_json(single(payment_message=message).body()).reveal())
+
     @given(st.decimals(payments.LEAST, payments.MOST, places=2))
     def test_an_amount_is_sent_as_the_very_number(self, amount):
-        text = payments.sealed_body(single(amount=amount).body()).reveal()
+        text = payments.to_json(single(amount=amount).body()).reveal()
         assert strict_json(text)["amount"] == amount
 
     def test_no_repr_shows_whom_is_paid(self):
-        for sent in (single(), bulk(), item(), payments.sealed_body(single().body())):
+        for sent in (single(), bulk(), item(), payments.to_json(single().body())):
             assert IBAN not in repr(sent)
             assert "12.3" not in repr(sent)
 
@@ -217,9 +255,10 @@ class TestWhatMayBeSent:
 
 class TestWhatComesBack:
     def test_words_nobody_knows_are_kept_in_raw(self):
-        step = payments.step({"id": 12, "status": "ON_ITS_WAY", "type": "DANCE"})
-        assert (step.id, step.status, step.type) == ("12", PaymentStatus.UNKNOWN, StepType.UNKNOWN)
-        assert step.raw["status"] == "ON_ITS_WAY"
+        step = PaymentStep.from_raw({"id": 12, "status": "ON_ITS_WAY", "type": "DANCE"})
+        assert type(step) is UnknownStep
+        assert (step.id, step.status) == ("12", PaymentStatus.UNKNOWN)
+        assert (step.raw["status"], step.raw["type"]) == ("ON_ITS_WAY", "DANCE")
         assert not step.status.is_final
 
     @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "PARTIALLY_PAID", "PAID"])
@@ -230,25 +269,102 @@ class TestWhatComesBack:
     def test_inputs_come_as_a_set_or_alone(self):
         raw = {"id": "1", "status": "CREATED", "type": "INPUT"}
         choice = {"name": "a", "type": "SELECT", "selectOptions": ["x", {"value": 1, "label": "y"}]}
-        (alone,) = payments.step({**raw, "input": choice}).inputs
+        (alone,) = asked(**raw, input=choice).inputs
         assert (alone.type, alone.options) == (InputType.SELECT, (("x", "x"), ("1", "y")))
-        both = payments.step({**raw, "inputSet": [choice, {"name": "b", "type": "FINGER"}]}).inputs
+        both = asked(**raw, inputSet=[choice, {"name": "b", "type": "FINGER"}]).inputs
         assert [(one.name, one.type) for one in both] == [
             ("a", InputType.SELECT),
             ("b", InputType.UNKNOWN),
         ]
         assert repr(alone) == "<InputField a>"
 
-    @pytest.mark.parametrize("url", [None, "", "http://bank.example/", "javascript:alert(1)"])
+    @pytest.mark.parametrize(
+        "url",
+        [
+            None,
+            "",
+            5,
+            "/relative",
+            "//bank.example/",
+            "http://bank.example/",
+            "javascript:alert(1)",
+            "https://",
+            "https://shop.example@bank.example/",
+            "https://user:password@bank.example/",
+            "https://bank.example\\@evil.example/",
+            "https://bank.example/\r\nSet-Cookie: a=b",
+            "https://bank.example/ a",
+            "https://bänk.example/",
+            f"https://bank.example/{'x' * 5000}",
+        ],
+        ids=ascii,
+    )
     def test_a_browser_is_sent_to_https_only(self, url):
         raw = {"id": "1", "status": "CREATED", "type": "REDIRECT", "redirectUrl": url}
-        with pytest.raises(ValueError, match="https"):
-            payments.step(raw)
+        with pytest.raises(AnswerError):
+            PaymentStep.from_raw(raw)
+
+    @pytest.mark.parametrize("raw", [None, 5, "x", [], {}, {"id": None}, {"id": ""}])
+    def test_what_is_no_step_is_an_error_of_ours(self, raw):
+        with pytest.raises(AnswerError):
+            PaymentStep.from_raw(raw)
+
+    @pytest.mark.parametrize(
+        ("kind", "status", "expected"),
+        [
+            ("NEXT", "PROCESSING", NextStep),
+            ("PUSH", "CREATED", PushStep),
+            ("NEXT", "FINISHED", FinishedStep),
+            (None, "FAILED", FinishedStep),
+            (None, "PROCESSING", UnknownStep),
+            ("next", "CREATED", UnknownStep),
+            (["NEXT"], "CREATED", UnknownStep),
+        ],
+    )
+    def test_the_class_says_what_is_next(self, kind, status, expected):
+        raw = {"id": "1", "status": status, "type": kind}
+        assert type(PaymentStep.from_raw(raw)) is expected
+
+    def test_a_step_is_matched_by_its_class(self):
+        raw = {"id": "1", "status": "CREATED", "type": "REDIRECT", "redirectUrl": BACK}
+        match PaymentStep.from_raw(raw):
+            case RedirectStep(redirect_url=url):
+                assert url == BACK
+
+    def test_a_step_survives_a_json_session(self):
+        """Decimals, as which fractions come, would be refused after the payment was processed."""
+        raw = strict_json(
+            '{"id": 7, "status": "CREATED", "type": "INPUT", "fee": 1.50, "limits": [0.5, 3],'
+            '"input": {"name": "a", "type": "SELECT", "selectOptions": [{"value": 2.5}]}}'
+        )
+        step = PaymentStep.from_raw(raw)
+        kept = json.loads(json.dumps(step.raw))
+        assert PaymentStep.from_raw(kept) == step
+        assert (kept["fee"], kept["limits"]) == ("1.50", ["0.5", 3])
+
+    @pytest.mark.parametrize(
+        ("image", "shown"),
+        [
+            ("data:image/png;base64,iVBORw0KGgo=", True),
+            ("data:image/jpeg;base64,/9j/4AA=", True),
+            ("data:image/svg+xml;base64,PHN2Zz4=", False),
+            ("data:text/html;base64,PHA+", False),
+            ("data:image/png,<script>", False),
+            ("https://evil.example/pixel.png", False),
+            ("javascript:alert(1)", False),
+            ('data:image/png;base64,iVBO" onerror="alert(1)', False),
+            ("", False),
+            (5, False),
+        ],
+    )
+    def test_an_image_is_shown_as_a_data_url_only(self, image, shown):
+        (field,) = asked(input={"name": "a", "type": "IMAGE", "image": image}).inputs
+        assert field.image == (image if shown else None)
 
     def test_how_an_option_is_spelt_can_be_corrected(self, settings):
         settings.EVERIFIN_API_FIELDS = {"input_option": {"value": "key", "label": "text"}}
         choice = {"name": "a", "type": "SELECT", "selectOptions": [{"key": 1, "text": "y"}]}
-        (field,) = payments.step({"id": 1, "type": "INPUT", "input": choice}).inputs
+        (field,) = asked(input=choice).inputs
         assert field.options == (("1", "y"),)
 
     @pytest.mark.parametrize(
@@ -294,35 +410,85 @@ class TestEncryption:
     def asking(key: Any, *, encoding: Encoding = Encoding.PEM, name: str = "key") -> Any:
         public = key.public_key().public_bytes(encoding, PublicFormat.SubjectPublicKeyInfo)
         text = public if encoding is Encoding.PEM else base64.b64encode(public)
-        raw = {"id": "1", "status": "CREATED", "inputsToEncrypt": ["otp"]}
-        return payments.step({**raw, "inputEncryptionConfig": {name: text.decode()}})
+        return asked(
+            inputSet=[{"name": "otp"}, {"name": "colour"}],
+            inputsToEncrypt=["otp"],
+            inputEncryptionConfig={name: text.decode()},
+        )
 
     @pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
     @pytest.mark.parametrize("name", ["key", "publicKey"])
     def test_what_is_listed_is_encrypted(self, key, encoding, name):
         step = self.asking(key, encoding=encoding, name=name)
         inputs: payments.Inputs = {"otp": Secret("1234"), "colour": "blue"}
-        body = payments.sealed_inputs(inputs, step, payments.encryption_key)
-        assert body is not None
+        body, is_encrypted = payments.answer_step(step, inputs, payments.encryption_key)
+        assert is_encrypted
         sent = json.loads(body.reveal())
         scheme = padding.OAEP(mgf=padding.MGF1(SHA256()), algorithm=SHA256(), label=None)
         assert key.decrypt(base64.b64decode(sent["otp"]), scheme) == b"1234"
         assert sent["colour"] == "blue"
 
-    def test_a_key_of_another_kind_is_none(self):
-        step = self.asking(ec.generate_private_key(ec.SECP256R1()))
-        assert payments.sealed_inputs({"otp": "1"}, step, payments.encryption_key) is None
+    def test_a_key_of_another_kind_is_refused(self):
+        self.refuses(self.asking(ec.generate_private_key(ec.SECP256R1())))
+
+    def test_a_key_below_2048_bits_is_refused(self):
+        short = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505
+        self.refuses(self.asking(short))
+        self.refuses(self.asking(short), key_of=lambda _: short.public_key())
 
     def test_a_value_too_long_for_the_key_is_not_sent(self, key):
-        step = self.asking(key)
-        assert payments.sealed_inputs({"otp": "1" * 500}, step, payments.encryption_key) is None
+        self.refuses(self.asking(key), {"otp": CANARY * 100})
 
     def test_a_site_can_read_the_key_its_own_way(self, key):
-        raw = {"id": "1", "status": "CREATED", "inputsToEncrypt": ["otp"]}
-        step = payments.step({**raw, "inputEncryptionConfig": {"jwk": "?"}})
-        assert payments.sealed_inputs({"otp": "1"}, step, payments.encryption_key) is None
-        body = payments.sealed_inputs({"otp": "1"}, step, lambda _: key.public_key())
-        assert body is not None
+        step = asked(inputsToEncrypt=["otp"], inputEncryptionConfig={"jwk": "?"})
+        self.refuses(step)
+        _, is_encrypted = payments.answer_step(step, {"otp": "1"}, lambda _: key.public_key())
+        assert is_encrypted
+
+    def test_a_key_without_a_list_is_for_what_is_sensitive(self, key):
+        step = replace(self.asking(key), raw={})
+        raw = {**self.asking(key).raw, "inputsToEncrypt": None}
+        step = PaymentStep.from_raw(raw)
+        body, is_encrypted = payments.answer_step(step, {"otp": "1"}, payments.encryption_key)
+        assert is_encrypted
+        assert json.loads(body.reveal())["otp"] != "1"
+
+    @pytest.mark.parametrize("listed", ["otp", ["otp"]])
+    def test_one_name_is_a_list_too(self, listed):
+        self.refuses(asked(input={"name": "otp"}, inputsToEncrypt=listed))
+
+    @pytest.mark.parametrize("listed", [5, [5], [{"name": "otp"}], {"otp": True, 5: 1}])
+    def test_a_list_that_cannot_be_read_is_an_error(self, listed):
+        with pytest.raises(AnswerError):
+            asked(input={"name": "otp"}, inputsToEncrypt=listed)
+
+    @pytest.mark.parametrize(
+        ("step", "inputs"),
+        [
+            (None, {"otp": CANARY}),
+            (None, {"userPassword": CANARY}),
+            (None, {"colour": CANARY}),
+            ({"type": "INPUT", "input": {"name": "colour"}}, {"otp": CANARY}),
+            ({"type": "INPUT", "input": {"name": "colour"}}, {"colour": "a", "more": CANARY}),
+            ({"type": "REDIRECT", "redirectUrl": BACK}, {"code": "1", "userPassword": CANARY}),
+            ({"type": "REDIRECT", "redirectUrl": BACK}, {"userId": CANARY}),
+            ({"type": "NEXT"}, {"otp": CANARY}),
+            ({"type": "PUSH"}, {"code": CANARY}),
+            ({"type": "DANCE"}, {"code": CANARY}),
+            ({"status": "FINISHED"}, {"code": CANARY}),
+        ],
+    )
+    def test_inputs_that_do_not_answer_the_step_are_not_sent(self, step, inputs):
+        raw = {"id": "1", "status": "CREATED"}
+        self.refuses(step and PaymentStep.from_raw({**raw, **step}), inputs)
+
+    @staticmethod
+    def refuses(
+        step: Any, inputs: payments.Inputs | None = None, key_of: Any = payments.encryption_key
+    ) -> None:
+        with pytest.raises(InvalidRequestError) as caught:
+            payments.answer_step(step, inputs or {"otp": CANARY}, key_of)
+        assert CANARY not in report(caught.value)
 
 
 @pytest.fixture
@@ -348,7 +514,7 @@ class TestPaying:
     def test_a_payment_goes_through_push_and_next_to_its_end(self, client, accounts):
         payment_id = client.create_payment(single(sender_iban=accounts["eftdemo3"]))
         steps = [client.process_payment(payment_id) for _ in range(3)]
-        assert [one.type for one in steps] == [StepType.PUSH, StepType.NEXT, None]
+        assert [type(one) for one in steps] == [PushStep, NextStep, FinishedStep]
         assert steps[-1].status is PaymentStatus.FINISHED
         seen = client.payment(payment_id)
         assert (seen.status, seen.amount, seen.currency) == ("FINISHED", Decimal("12.3"), "EUR")
@@ -357,6 +523,7 @@ class TestPaying:
     def test_inputs_are_encrypted_where_the_answer_asks_for_it(self, client, everifin, accounts):
         payment_id = client.create_payment(single(sender_iban=accounts["eftdemo2"]))
         step = client.process_payment(payment_id)
+        assert isinstance(step, InputStep)
         assert [one.name for one in step.inputs] == ["userId", "userPassword"]
         login = {"userId": "alice", "userPassword": Secret(CANARY)}
         step = client.process_payment(payment_id, inputs=login, step=step)
@@ -371,10 +538,11 @@ class TestPaying:
         """Whatever a return says is passed on; what is true is read from the API."""
         payment_id = client.create_payment(single(sender_iban=accounts["eftdemo1"]))
         step = client.process_payment(payment_id)
-        assert step.type is StepType.REDIRECT
+        assert isinstance(step, RedirectStep)
         forged = {"status": "FINISHED", "code": "x", "id": "999"}
-        again = client.process_payment(payment_id, inputs=forged)
-        assert (again.type, again.id) == (StepType.REDIRECT, payment_id)
+        again = client.process_payment(payment_id, inputs=forged, step=step)
+        assert isinstance(again, RedirectStep)
+        assert again.id == payment_id
         assert client.payment(payment_id).status is PaymentStatus.CREATED
 
     def test_a_bulk_is_processed_listed_and_found(self, client, accounts):
@@ -394,6 +562,60 @@ class TestPaying:
         assert found is not None
         assert found.id == payment_id
         assert client.find_bulk_payment("another") is None
+
+    def test_a_payment_on_a_later_page_is_found(self, client, everifin):
+        sent = [single() for _ in range(60)]
+        ids = [client.create_payment(one) for one in sent]
+        for place in (0, 59):
+            found = client.find_payment(sent[place].external_id)
+            assert found is not None
+            assert found.id == ids[place]
+
+    @pytest.mark.parametrize(
+        ("rows", "pagination", "ids"),
+        [
+            ([{"id": 1}, {"id": 2}], LAST, ("1", "2")),
+            ([{"id": 1, "externalId": "another"}, {"id": 2, "externalId": None}], LAST, ("2",)),
+            ([{"id": 1, "externalId": "x"}], {**LAST, "countTotal": 2}, ("1",)),
+            ([{"id": 1, "externalId": "x"}], {**LAST, "last": 2}, ("1",)),
+            ([{"id": 1, "externalId": "mine"}, {"id": 2, "externalId": "mine"}], LAST, ("1", "2")),
+            ([{"id": 1, "externalId": "mine"}], {**LAST, "countTotal": 2}, ("1",)),
+        ],
+        ids=["none told", "one not told", "rows missing", "a last page", "several", "found so far"],
+    )
+    def test_unknown_is_not_none(self, client, everifin, rows, pagination, ids):
+        """None would have the recipe for a lost answer pay again."""
+        body = {"meta": {"status": "SUCCESS", "pagination": pagination}, "data": rows}
+        everifin.faults.add("api.payments", body=body)
+        with pytest.raises(PaymentUncertainError, match="compare amount, recipient") as caught:
+            client.find_payment("mine")
+        assert (caught.value.external_id, caught.value.payment_ids) == ("mine", ids)
+
+    def test_of_several_the_paid_one_is_found(self, client, everifin):
+        rows = [
+            {"id": number, "externalId": "mine", "status": status}
+            for number, status in enumerate(("FAILED", "FINISHED", "CREATED"))
+        ]
+        body = {"meta": {"status": "SUCCESS", "pagination": LAST}, "data": rows}
+        everifin.faults.add("api.payments", body=body)
+        found = client.find_payment("mine")
+        assert found is not None
+        assert found.id == "1"
+
+    def test_a_payment_is_found_by_a_uuid(self, client):
+        order = uuid.uuid4()
+        payment_id = client.create_payment(single(external_id=order))
+        found = client.find_payment(order)
+        assert found is not None
+        assert found.id == payment_id
+
+    @pytest.mark.parametrize("wrong", [None, "", " ", True, b"x", 1.5, ["a"]])
+    def test_nothing_is_looked_for_without_an_external_id(self, client, everifin, wrong):
+        for find in (client.find_payment, client.find_bulk_payment):
+            with pytest.raises(InvalidRequestError) as caught:
+                find(wrong)
+            assert caught.value.field == "externalId"
+        assert everifin.calls["api"] == 0
 
     def test_the_bank_rejects(self, client, accounts):
         sent = single(sender_iban=accounts["eftdemo3"], recipient_iban=box.REJECTED_IBAN)
@@ -437,7 +659,7 @@ class TestPaying:
 
     def test_an_unreadable_key_sends_nothing_and_shows_nothing(self, client, everifin):
         payment_id = client.create_payment(single())
-        step = payments.step({"id": "1", "status": "CREATED", "inputsToEncrypt": ["otp"]})
+        step = asked(inputsToEncrypt=["otp"])
         with pytest.raises(InvalidRequestError, match="Nothing was sent") as caught:
             client.process_payment(payment_id, inputs={"otp": Secret(CANARY)}, step=step)
         assert CANARY not in report(caught.value)
@@ -451,7 +673,7 @@ class TestPaying:
             many_id = await client.acreate_bulk_payment(many)
             step = await client.aprocess_payment(one_id)
             bulk_step = await client.aprocess_bulk_payment(many_id, inputs={})
-            assert (step.type, bulk_step.type) == (StepType.PUSH, StepType.PUSH)
+            assert (type(step), type(bulk_step)) == (PushStep, PushStep)
             assert (await client.apayment(one_id)).id == one_id
             assert (await client.abulk_payment(many_id)).id == many_id
             assert [one.id async for one in client.apayments(page_size=1)] == [one_id]
@@ -536,6 +758,52 @@ class TestNothingIsPaidTwice:
         assert found is not None
         assert found.status is PaymentStatus.CREATED
 
+    @pytest.mark.parametrize(
+        ("fault", "kind"),
+        [
+            ({"html": True}, PaymentUncertainError),
+            ({"body": ""}, PaymentUncertainError),
+            ({"body": {"errors": [{"code": "INVALID_ACCESS_TOKEN"}]}}, PaymentUncertainError),
+            ({"body": {**OWN_401, "errors": [{"code": "BANK_401"}]}}, PaymentUncertainError),
+            ({"body": {**OWN_401, "errors": [{"code": "INVALID_SCOPE"}]}}, PaymentUncertainError),
+            ({"body": {**OWN_401, "errors": [{"code": "NOT_AUTHORIZED"}]}}, NotAuthorizedError),
+        ],
+        ids=str,
+    )
+    def test_a_401_of_somebody_else_proves_nothing(self, client, everifin, source, fault, kind):
+        """A gateway answers 401 as well, and so does a bank, also when the work is done."""
+        fault = {"lost": "after", "status": 401, **fault}
+        everifin.faults.add("api.payments", **fault, times=1)
+        everifin.faults.add("api.payment", **fault, times=1)
+        for call in (lambda: client.create_payment(single()), lambda: client.process_payment("1")):
+            with pytest.raises(kind):
+                call()
+        assert (everifin.calls["api.payments"], everifin.calls["api.payment"]) == (1, 1)
+        assert source.rejected == []
+        assert len(list(client.payments())) == 1
+
+    @pytest.mark.parametrize(
+        ("challenge", "is_proof"),
+        [
+            ('Bearer error="invalid_token"', True),
+            ('Bearer realm="a, b", error="invalid_token", error_description="expired"', True),
+            ("bearer error=invalid_token", True),
+            ('Basic realm="x", Bearer error="invalid_token"', True),
+            ("Bearer", False),
+            ('Bearer error="insufficient_scope"', False),
+            ('DPoP error="invalid_token"', False),
+            ('Bearer realm="error=\\"invalid_token\\""', False),
+        ],
+    )
+    def test_the_challenge_of_rfc_6750_is_proof(self, settings, challenge, is_proof):
+        refusal = answer_json(b"", "401 No", f"WWW-Authenticate: {challenge}\r\n")
+        with Server(refusal) as server:
+            settings.EVERIFIN_API_URL = server.url
+            kind = NotAuthorizedError if is_proof else PaymentUncertainError
+            with pytest.raises(kind):
+                Client(Source(Secret("t"))).create_payment(single())
+        assert len(server.requests) == (2 if is_proof else 1)
+
     def test_a_refused_token_is_renewed_and_the_payment_sent_once_more(self, everifin, source):
         site = Site(everifin)
         source.newer = lambda: Secret(site.tokens(scope="openid pis")["access_token"])
@@ -546,7 +814,7 @@ class TestNothingIsPaidTwice:
         assert len(list(client.payments())) == 1
 
     def test_doubt_after_a_renewed_token_is_doubt(self, everifin, source, client):
-        everifin.faults.add("api.payments", status=401, times=1)
+        everifin.faults.add("api.payments", status=401, body=OWN_401, times=1)
         everifin.faults.add("api.payments", lost="after", times=1)
         with pytest.raises(PaymentUncertainError):
             client.create_payment(single())

@@ -31,7 +31,9 @@ def payer(demo, settings, everifin_connect):  # noqa: F811
     settings.EVERIFIN_SCOPES = "openid ais pis"
     settings.ALLOWED_HOSTS = ["shop.test", "testserver"]
     everifin_connect(demo)
-    demo.defaults.update(SERVER_NAME="shop.test", HTTP_USER_AGENT="Browser")
+    demo.defaults.update(
+        SERVER_NAME="shop.test", HTTP_USER_AGENT="Browser", REMOTE_ADDR="192.0.2.7"
+    )
     return demo
 
 

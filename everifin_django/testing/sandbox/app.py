@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from django.urls import Resolver404
 from oauthlib.oauth2.rfc6749.errors import FatalClientError, OAuth2Error
 
-from everifin_django.testing.sandbox import idp
+from everifin_django.testing.sandbox import idp, oddities
 from everifin_django.testing.sandbox.api import not_found
 from everifin_django.testing.sandbox.faults import PLACES, AnswerLost, Fault
 from everifin_django.testing.sandbox.grants import Endpoints
@@ -101,8 +101,11 @@ class Sandbox(State):
             return JsonResponse({"error": "Realm does not exist"}, status=404)
         fault = self.faults.take(places)
 
+        odd = tuple(fault.odd) if fault else ()
+
         def work() -> HttpResponse:
-            response: HttpResponse = view(self, request, **arguments)
+            oddities.ask(odd, request)
+            response: HttpResponse = oddities.disguise(odd, view(self, request, **arguments))
             if self.on_refresh is not None and "token.refresh_token" in places:
                 self.on_refresh(_record_refresh(self, request, response, fault))
             return response

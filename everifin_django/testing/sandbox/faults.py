@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from everifin_django.testing.sandbox.oddities import ODDITIES
+
 Lost = Literal["before", "after"]
 
 IDP_PLACES = (
@@ -66,9 +68,10 @@ class Fault:
 
     With *status*, *body* or *html* the call is answered with just that and nothing is done, unless
     *lost* is "after": then the work is done and the caller is shown this in place of the answer.
-    *lost* alone closes the connection, before or after the work. *latency_seconds* passes before
-    the work. *truncate* sends half the answer under the length of the whole. *html* is a page as
-    from a proxy at the edge, status 400 unless *status* says otherwise.
+    *lost* alone closes the connection, before or after the work. *odd* names what is odd about an
+    answer of the bank API that is whole (see `oddities`), one or several. *latency_seconds* passes
+    before the work. *truncate* sends half the answer under the length of the whole. *html* is a
+    page as from a proxy at the edge, status 400 unless *status* says otherwise.
 
     Units: *retry_after* goes into the header as it is (seconds, or an HTTP date); *times* is how
     many calls it hits, None for all.
@@ -83,9 +86,14 @@ class Fault:
     lost: Lost | None = None
     truncate: bool = False
     html: bool = False
+    odd: str | tuple[str, ...] = ()
     times: int | None = None
 
     def __post_init__(self) -> None:
+        odd = self.odd.replace(",", " ").split() if isinstance(self.odd, str) else self.odd
+        object.__setattr__(self, "odd", tuple(odd))
+        if unknown := {*self.odd} - ODDITIES:
+            raise ValueError(f"{sorted(unknown)} is not odd: choose from {sorted(ODDITIES)}.")
         if self.where not in PLACES:
             choices = ", ".join(sorted(PLACES))
             raise ValueError(f"There is no {self.where!r}: choose from {choices}.")
@@ -116,6 +124,7 @@ class Faults:
         lost: Lost | None = None,
         truncate: bool = False,
         html: bool = False,
+        odd: str | tuple[str, ...] = (),
         times: int | None = None,
     ) -> Fault:
         """Make calls to *where* go wrong from now on: see `Fault`. The oldest match counts."""
@@ -129,6 +138,7 @@ class Faults:
             lost=lost,
             truncate=truncate,
             html=html,
+            odd=odd,
             times=times,
         )
         with self._lock:
