@@ -467,7 +467,8 @@ class Client:
             answer = self._answer("GET", path, {**params, page_name: str(number)})
             return read_page(decode, errors.envelope(answer), path, number)
 
-        return Rows(fetch)
+        size = params.get(conf.api_fields["query"]["page_size"])
+        return Rows(fetch, int(size) if size else None)
 
     @hides_frames
     def _one(self, decode: Callable[[Any], T], path: str) -> T:

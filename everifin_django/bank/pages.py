@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from everifin_django.bank.decoding import RowError, whole_number
@@ -65,18 +66,53 @@ class Rows(Iterator[R]):
     """
     The rows of a list, in their order; a page is asked for when its first row is.
 
+    ``page(20)`` opens it at a page, by one request, and Django's Paginator works with it: its pages
+    are Everifin's where both have the same size.
+
     ``is_complete`` tells, once the last row has come, whether these are all: it stays False after
     an error, and when the pages disagreed on how many rows there are.
     Errors: AnswerError for pages in a circle, and for too many.
     """
 
-    def __init__(self, fetch: Callable[[int], Page[R]]) -> None:
+    def __init__(self, fetch: Callable[[int], Page[R]], page_size: int | None = None) -> None:
         self._fetch = fetch
+        self._page_size = page_size
         self._rows = self._read()
+        self._count: int | None = None
         self.is_complete = False
 
     def __next__(self) -> R:
         return next(self._rows)
+
+    def __getitem__(self, where: slice) -> list[R]:
+        """
+        Return the rows of a slice. One request where it is a page of Everifin's; else all pages up
+        to its end.
+        """
+        start, stop = where.start or 0, where.stop
+        size = self._page_size
+        if size and stop is not None and start % size == 0 and 0 < stop - start <= size:
+            page = self.page(start // size + 1)
+            # A short page that is not the last has another size than was asked for.
+            if len(page.rows) == size or page.is_end:
+                return page.rows[: stop - start]
+        return list(islice(Rows(self._fetch), start, stop, where.step))
+
+    def page(self, number: int) -> Page[R]:
+        """Return one page, the first of which is number 1. One request. Errors: ValueError."""
+        if number < 1:
+            raise ValueError("The first page is number 1.")
+        return self._fetch(number)
+
+    def count(self) -> int:
+        """
+        Return how many rows there are: what the first page tells, by one request, or else what they
+        are counted to be, by all pages.
+        """
+        if self._count is None:
+            total = self.page(1).total
+            self._count = sum(1 for _ in Rows(self._fetch)) if total is None else total
+        return self._count
 
     def _read(self) -> Iterator[R]:
         totals: set[int] = set()

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from django.core.paginator import Paginator
 
 from everifin_django.api_names import DEFAULT_API_PATHS
 from everifin_django.bank import decoding
@@ -655,6 +656,47 @@ class TestPages:
         answer(page({"id": 1, "name": CANARY}, nextPageUrl="/?page=2"))
         refused(lambda: list(client.banks()), AnswerError)
         assert everifin.calls["api"] == 2
+
+
+class TestOpenedAtAPage:
+    def test_page_20_costs_one_request(self, client, account_id, everifin):
+        everything = list(client.transactions(account_id, page_size=10))
+        everifin.calls.clear()
+        page = client.transactions(account_id, page_size=10).page(20)
+        assert page.rows == everything[190:200]
+        assert (page.has_next, page.total, everifin.calls["api"]) == (True, len(everything), 1)
+
+    @pytest.mark.parametrize("number", [0, -1])
+    def test_the_first_page_is_number_1(self, client, account_id, number):
+        with pytest.raises(ValueError, match="number 1"):
+            client.transactions(account_id).page(number)
+
+    def test_whether_there_is_more_may_be_unknown(self, client, account_id, everifin):
+        everifin.faults.add("api", odd="no_pagination")
+        page = client.transactions(account_id).page(1)
+        assert (page.has_next, page.total) == (None, None)
+        everifin.faults.clear()
+        assert client.banks().page(1).has_next is False
+
+    def test_djangos_paginator_works(self, client, account_id, everifin):
+        everything = list(client.transactions(account_id))
+        everifin.calls.clear()
+        paginator = Paginator(client.transactions(account_id, page_size=20), 20)
+        assert list(paginator.page(20)) == everything[380:400]
+        assert (paginator.count, everifin.calls["api"]) == (len(everything), 2)
+        assert list(paginator.page(paginator.num_pages)) == everything[-(len(everything) % 20) :]
+
+    @pytest.mark.parametrize("odd", ["capped_pages", "no_pagination", "no_pagination capped_pages"])
+    def test_it_shows_the_same_where_less_is_told(self, client, account_id, everifin, odd):
+        accounts = list(client.accounts())
+        recent = list(islice(client.transactions(account_id), 60))
+        day = min(row.booking_date for row in recent)
+        expected = list(client.transactions(account_id, booking_date_from=day))
+        everifin.faults.add("api", odd=odd)
+        rows = client.transactions(account_id, booking_date_from=day, page_size=10)
+        paginator = Paginator(rows, 10)
+        assert [row for page in paginator for row in page] == expected
+        assert client.accounts()[:2] == accounts[:2]
 
 
 class TestOddities:
