@@ -258,14 +258,14 @@ def test_an_amount_must_be_there():
         ("2025-03-04", datetime(2025, 3, 4, tzinfo=UTC)),
     ],
 )
-def test_moments_are_aware(text, moment):
+def test_datetimes_are_aware(text, moment):
     got = read_account({"id": "1", "createdAt": text}).created_at
     assert got is not None
     assert got == moment
     assert got.tzinfo is not None
 
 
-def test_a_moment_keeps_its_zone():
+def test_a_datetime_keeps_its_time_zone():
     got = read_account({"id": "1", "createdAt": "2025-03-04T09:11:02+01:00"}).created_at
     assert got is not None
     assert got.tzinfo == timezone(timedelta(hours=1))

@@ -52,15 +52,15 @@ EDGE = f"<!DOCTYPE html><h1>Blocked</h1>{CANARY}"
 
 @dataclass
 class Source:
-    """Lends a token, and a newer one when it is refused."""
+    """Gives a token, and a newer one when it is refused."""
 
     token: Secret
     newer: Callable[[], Secret] | None = None
-    lent: int = 0
+    given: int = 0
     rejected: list[Secret] = field(default_factory=list)
 
     def get(self) -> Secret:
-        self.lent += 1
+        self.given += 1
         return self.token
 
     def refresh(self, rejected: Secret) -> Secret:
@@ -298,7 +298,7 @@ class TestRequests:
         "ip",
         ["", "localhost", "1.2.3", "1.2.3.4:80", "fe80::1%eth0", "1.2.3.4\r\nX: y", "1.2.3.4 "],
     )
-    def test_all_else_is_no_address(self, ip):
+    def test_all_else_is_no_ip_address(self, ip):
         with pytest.raises(ValueError, match="ip is not an IP address") as caught:
             EndUser(ip=ip)
         assert not ip or ip not in str(caught.value)
@@ -356,7 +356,7 @@ class TestRequests:
         query = everifin.last_request["api.transactions"].query
         assert query == {"page": "1", "countPerPage": "50"}
 
-    def test_a_moment_without_zone_is_the_callers_mistake(self, client, account_id):
+    def test_a_datetime_without_time_zone_is_the_callers_mistake(self, client, account_id):
         naive = datetime(2026, 3, 4)  # noqa: DTZ001 - which is the mistake
         with pytest.raises(ValueError, match="needs a time zone"):
             client.transactions(account_id, updated_from=naive)
@@ -389,56 +389,56 @@ class TestRequests:
             client.transactions(account_id, updated_from="2026-03-04T08:11:02")
 
 
-class TestSync:
+class TestChanges:
     def test_the_first_download_is_everything(self, client, account_id):
-        sync = client.transaction_changes(account_id)
-        assert sync.cursor is None
-        rows = list(sync)
+        changes = client.transaction_changes(account_id)
+        assert changes.cursor is None
+        rows = list(changes)
         assert rows == list(client.transactions(account_id))
-        assert sync.cursor == max(row.last_updated for row in rows) - OVERLAP
+        assert changes.cursor == max(row.last_updated for row in rows) - OVERLAP
 
     def test_the_next_one_is_what_is_new_or_changed(self, client, account_id, everifin):
         rows = list(client.transactions(account_id))
         latest = sorted(row.last_updated for row in rows)[-3]
-        sync = client.transaction_changes(account_id, since=latest)
-        assert list(sync) == [row for row in rows if row.last_updated >= latest]
+        changes = client.transaction_changes(account_id, since=latest)
+        assert list(changes) == [row for row in rows if row.last_updated >= latest]
         query = everifin.last_request["api.transactions"].query
         assert query["updatedFrom"].startswith(latest.isoformat()[:19])
-        again = client.transaction_changes(account_id, since=sync.cursor)
-        assert list(again) == [row for row in rows if row.last_updated >= sync.cursor]
-        assert again.cursor == sync.cursor
+        again = client.transaction_changes(account_id, since=changes.cursor)
+        assert list(again) == [row for row in rows if row.last_updated >= changes.cursor]
+        assert again.cursor == changes.cursor
 
     def test_a_row_that_changed_comes_again(self, client, answer):
         old = {"id": "1", "amount": 1, "lastUpdated": "2025-03-04T08:11:02.120Z"}
         answer(page(old, **LAST), times=1)
-        sync = client.transaction_changes("7")
-        assert [row.amount for row in sync] == [1]
+        changes = client.transaction_changes("7")
+        assert [row.amount for row in changes] == [1]
         new = {**old, "amount": 2, "lastUpdated": "2025-03-05T08:11:02.120Z"}
         answer(page(new, **LAST), times=1)
-        sync = client.transaction_changes("7", since=sync.cursor)
-        assert [(row.id, row.amount) for row in sync] == [("1", 2)]
-        assert sync.cursor == datetime(2025, 3, 5, 8, 11, 2, 120_000, tzinfo=UTC) - OVERLAP
+        changes = client.transaction_changes("7", since=changes.cursor)
+        assert [(row.id, row.amount) for row in changes] == [("1", 2)]
+        assert changes.cursor == datetime(2025, 3, 5, 8, 11, 2, 120_000, tzinfo=UTC) - OVERLAP
 
-    def test_who_stops_early_begins_again(self, client, account_id):
+    def test_a_download_that_stops_early_begins_again(self, client, account_id):
         since = datetime(2020, 1, 1, tzinfo=UTC)
-        sync = client.transaction_changes(account_id, since=since)
-        list(islice(sync, 60))
-        assert sync.cursor == since
+        changes = client.transaction_changes(account_id, since=since)
+        list(islice(changes, 60))
+        assert changes.cursor == since
 
-    def test_so_does_who_meets_an_error(self, client, account_id, everifin):
-        sync = client.transaction_changes(account_id)
-        list(islice(sync, 50))
+    def test_a_download_that_meets_an_error_begins_again(self, client, account_id, everifin):
+        changes = client.transaction_changes(account_id)
+        list(islice(changes, 50))
         everifin.faults.add("api", status=503)
-        refused(lambda: next(sync), UnavailableError)
-        assert sync.cursor is None
+        refused(lambda: next(changes), UnavailableError)
+        assert changes.cursor is None
 
     def test_what_is_stored_meanwhile_comes_next_time(self, client, answer):
         """A page that was read already may have got a row; so the cursor does not pass it."""
         answer(page({"id": "1", "amount": 1, "lastUpdated": "2999-01-01T00:00:00.000Z"}, **LAST))
         before = datetime.now(UTC)
-        sync = client.transaction_changes("7")
-        list(sync)
-        assert before <= sync.cursor + OVERLAP <= datetime.now(UTC)
+        changes = client.transaction_changes("7")
+        list(changes)
+        assert before <= changes.cursor + OVERLAP <= datetime.now(UTC)
 
     @pytest.mark.parametrize(
         "pages",
@@ -453,29 +453,29 @@ class TestSync:
         for number, pagination in pages:
             row = {"id": number, "amount": 1, "lastUpdated": "2026-03-04T08:11:02.120Z"}
             answer(page(row, **pagination), times=1)
-        sync = client.transaction_changes("7", since="2026-01-01")
-        assert len(list(sync)) == len(pages)
-        assert sync.cursor == datetime(2026, 1, 1, tzinfo=UTC)
+        changes = client.transaction_changes("7", since="2026-01-01")
+        assert len(list(changes)) == len(pages)
+        assert changes.cursor == datetime(2026, 1, 1, tzinfo=UTC)
 
     def test_a_row_stored_late_is_not_lost(self, client, answer):
         """It carries an earlier time than one that came before, or the very same millisecond."""
         seen = {"id": "1", "amount": 1, "lastUpdated": "2026-03-04T08:11:02.120Z"}
         answer(page(seen, **LAST), times=1)
-        sync = client.transaction_changes("7")
-        list(sync)
-        assert sync.cursor < datetime(2026, 3, 4, 8, 10, tzinfo=UTC)
+        changes = client.transaction_changes("7")
+        list(changes)
+        assert changes.cursor < datetime(2026, 3, 4, 8, 10, tzinfo=UTC)
 
     def test_the_cursor_never_goes_back(self, client, answer):
         answer(page({"id": "1", "amount": 1, "lastUpdated": "2025-03-04T08:11:02.120Z"}, **LAST))
-        sync = client.transaction_changes("7", since="2026-01-01")
-        list(sync)
-        assert sync.cursor == datetime(2026, 1, 1, tzinfo=UTC)
+        changes = client.transaction_changes("7", since="2026-01-01")
+        list(changes)
+        assert changes.cursor == datetime(2026, 1, 1, tzinfo=UTC)
 
     def test_rows_without_a_time_move_nothing(self, client, answer):
         answer(page({"id": "1", "amount": 1}, **LAST))
-        sync = client.transaction_changes("7")
-        assert len(list(sync)) == 1
-        assert sync.cursor is None
+        changes = client.transaction_changes("7")
+        assert len(list(changes)) == 1
+        assert changes.cursor is None
 
     def test_history_can_be_left_out(self, client, account_id, everifin):
         day = date(2026, 1, 1)
@@ -547,18 +547,18 @@ class TestTries:
 class TestPages:
     def test_nothing_is_sent_before_the_first_item(self, client, source, account_id, everifin):
         everifin.calls.clear()
-        lent = source.lent
+        given = source.given
         lists: list[Iterator[Any]] = [
             client.accounts(),
             client.transactions(account_id),
             client.banks(),
         ]
-        assert (everifin.calls["api"], source.lent) == (0, lent)
+        assert (everifin.calls["api"], source.given) == (0, given)
         for one in lists:
             next(one)
         assert everifin.calls["api"] == 3
 
-    def test_who_stops_early_asks_for_no_more(self, client, account_id, everifin):
+    def test_a_list_that_is_left_early_asks_for_no_more(self, client, account_id, everifin):
         assert len(list(islice(client.transactions(account_id), 50))) == 50
         assert everifin.calls["api"] == 1
         assert len(list(islice(client.transactions(account_id), 51))) == 51
@@ -1140,7 +1140,7 @@ class TestPaths:
 
 
 class TestAsync:
-    def test_lists_have_twins(self, client, account_id):
+    def test_lists_have_async_versions(self, client, account_id):
         async def read() -> list[list[Any]]:
             day = date(2026, 1, 1)
             return [
@@ -1155,7 +1155,7 @@ class TestAsync:
             list(client.transactions(account_id, booking_date_from=date(2026, 1, 1))),
         ]
 
-    def test_calls_have_twins(self, client, account_id):
+    def test_calls_have_async_versions(self, client, account_id):
         first = next(iter(client.transactions(account_id)))
 
         async def read() -> list[Any]:
@@ -1177,17 +1177,17 @@ class TestAsync:
 
     def test_a_download_has_one(self, client, account_id):
         async def read() -> tuple[list[Any], Any]:
-            sync = client.atransaction_changes(account_id, booking_date_from="2026-01-01")
-            assert sync.cursor is None
-            return [row async for row in sync], sync.cursor
+            changes = client.atransaction_changes(account_id, booking_date_from="2026-01-01")
+            assert changes.cursor is None
+            return [row async for row in changes], changes.cursor
 
-        sync = client.transaction_changes(account_id, booking_date_from="2026-01-01")
-        assert asyncio.run(read()) == (list(sync), sync.cursor)
+        changes = client.transaction_changes(account_id, booking_date_from="2026-01-01")
+        assert asyncio.run(read()) == (list(changes), changes.cursor)
 
     def test_every_call_has_one(self):
         calls = {name for name in vars(Client) if not name.startswith("_")}
-        twins = {name for name in calls if name.startswith("a") and name[1:] in calls}
-        assert twins == {f"a{name}" for name in calls - twins}
+        versions = {name for name in calls if name.startswith("a") and name[1:] in calls}
+        assert versions == {f"a{name}" for name in calls - versions}
 
     def test_they_are_as_lazy(self, client, account_id, everifin):
         async def read() -> int:
@@ -1215,7 +1215,7 @@ class TestAsync:
 
 
 class TestCancelled:
-    """Who gives up waiting leaves the call to its thread, and the connection whole."""
+    """A cancelled call ends in its thread, and its HTTP connection stays usable."""
 
     @pytest.mark.parametrize(
         ("end", "connections"),
@@ -1283,19 +1283,19 @@ class TestThreads:
     def test_a47_hundreds_of_threads_on_one_client_mix_nothing(self, settings):
         """Each call has a token of its own; every third one is refused, and gets another."""
         settings.EVERIFIN_CONNECT_TIMEOUT_SECONDS = settings.EVERIFIN_DEADLINE_SECONDS = 60
-        lent = threading.local()
+        current = threading.local()
 
         class Tokens:
             def get(self) -> Secret:
-                lent.number = getattr(lent, "number", -1) + 1
-                return self._token("fresh" if lent.number % 3 else "stale")
+                current.number = getattr(current, "number", -1) + 1
+                return self._token("fresh" if current.number % 3 else "stale")
 
             def refresh(self, rejected: Secret) -> Secret:
                 assert rejected == self._token("stale")
                 return self._token("fresh")
 
             def _token(self, state: str) -> Secret:
-                return Secret(f"{state}.{threading.get_ident()}.{lent.number}")
+                return Secret(f"{state}.{threading.get_ident()}.{current.number}")
 
         def tell_token(server: Server, connection: socket.socket) -> None:
             token = server.latest(connection).headers["authorization"].removeprefix("Bearer ")

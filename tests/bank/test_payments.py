@@ -635,7 +635,7 @@ class TestPaying:
             client.create_payment(single())
 
     @pytest.mark.parametrize("payer", [EndUser(), EndUser(ip="192.0.2.7"), EndUser(user_agent="B")])
-    def test_nobody_pays_who_is_not_there(self, everifin, source, payer):
+    def test_a_payer_who_is_not_known_cannot_pay(self, everifin, source, payer):
         client = Client(source, end_user=payer)
         with pytest.raises(EndUserMissingError, match="Nothing was sent"):
             client.process_payment("1", inputs={"otp": CANARY})
@@ -665,7 +665,7 @@ class TestPaying:
         assert CANARY not in report(caught.value)
         assert "api.payment" not in everifin.calls
 
-    def test_every_call_has_an_awaitable_twin(self, client, accounts):
+    def test_every_call_has_an_async_version(self, client, accounts):
         async def pay() -> None:
             sender = accounts["eftdemo3"]
             sent, many = single(sender_iban=sender), bulk(sender_iban=sender)
