@@ -56,7 +56,7 @@ ENDS: Mapping[str, End] = {
         "the person, by a newer login or by connecting again",
         "nothing",
         "the older grant, if no browser's login owns it and it shares no session with the new one",
-        "the other browser's login, whose record keeps the older grant",
+        "the other browser's login, whose record has the older grant",
         "nothing",
     ),
     "session_expired": End(

@@ -1,6 +1,6 @@
 """
-What a person is told when something did not go as planned: plain words for each reason, and no more
-than they need.
+What people read when something did not work: plain words for each reason, and no more than they
+need.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-How a failure is answered: a browser is sent to the connect page and back, a script gets
+The answers to failures: a browser is sent to the connect page and back, a script gets
 problem+json, htmx its header.
 """
 
@@ -80,7 +80,7 @@ def leave_for(request: HttpRequest, url: str) -> LeaveResponse:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a person can do next: a link's text and address."""
+    """What a person can do next: the words and the URL of a link."""
 
     label: str
     url: str
@@ -227,7 +227,7 @@ def _problem_of(error: EverifinError) -> tuple[str, str]:
 
 
 def _notice_of(error: EverifinError) -> str:
-    """What the connect page says first. Who never connected needs no explanation."""
+    """Return what the connect page says first; nothing to a user who never connected."""
     if isinstance(error, ScopeMissingError):
         return SCOPE_MISSING
     return ENDED if isinstance(error, ConsentExpiredError) else ""
