@@ -33,6 +33,7 @@ from everifin_django.models import DatabaseNow, SpentState
 from everifin_django.secret import Secret
 
 SESSION_KEY = "everifin_flows"
+FINISHED_SESSION_KEY = "everifin_finished_flows"
 MAX_FLOWS = 10
 MAX_NEXT_LENGTH = 2000
 
@@ -65,6 +66,15 @@ class Flow:
         return None if self.code_verifier is None else Secret(self.code_verifier)
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A flow that has had its answer."""
+
+    kind: str
+    user_pk: str
+    next_url: str
+
+
 def begin(request: HttpRequest, state: str, flow: Flow) -> None:
     """Remember *flow* in the session under *state*, and forget the oldest beyond ten."""
     flows = dict(request.session.get(SESSION_KEY, {}))
@@ -81,6 +91,7 @@ def finish(request: HttpRequest, state: Secret) -> Flow:
     state is not of this session, too old, or spent.
     """
     flow = _take_out(request, state)
+    _remember_finished(request, state, flow)
     try:
         request.session.save()
     except UpdateError:
@@ -95,6 +106,22 @@ def finish(request: HttpRequest, state: Secret) -> Flow:
     if flow.issuer != conf.issuer:
         raise LoginError("issuer_changed")
     return replace(flow, state_digest=digest_of(state.reveal()))
+
+
+def finished(request: HttpRequest, state: Secret) -> Finished | None:
+    """Return what is left of a flow that this session has finished before, None without one."""
+    left = request.session.get(FINISHED_SESSION_KEY, {}).get(digest_of(state.reveal()))
+    return None if left is None else Finished(*left)
+
+
+def _remember_finished(request: HttpRequest, state: Secret, flow: Flow) -> None:
+    """A second answer to the same flow leads where the first one did. No secret is left."""
+    left = dict(request.session.get(FINISHED_SESSION_KEY, {}))
+    while len(left) >= MAX_FLOWS:
+        del left[next(iter(left))]
+    left[digest_of(state.reveal())] = [flow.kind, flow.user_pk, flow.next_url]
+    request.session[FINISHED_SESSION_KEY] = left
+    request.session.modified = False  # saved by the caller
 
 
 def consume_once(text: str) -> bool:

@@ -80,6 +80,10 @@ Keycloak.
 
 NO_CODE = Secret("")
 NOTICE_OF_ERROR = {"access_denied": notices.CANCELLED, "invalid_scope": notices.FAILED}
+BEGIN_AGAIN = frozenset({"login_required", "interaction_required", "account_selection_required"})
+"""Errors after which the person begins again. Source: OpenID Connect Core 1.0, 3.1.2.6."""
+KEYCLOAK_EXPIRED = ("temporarily_unavailable", "authentication_expired")
+"""A Keycloak says so when its own login page has expired. It is no outage."""
 NOTICE_OF_OUTAGE = ("temporarily_unavailable", "server_error")
 STATUSES_BY_REASON = {
     "identity_taken": 409,
@@ -178,18 +182,25 @@ class CallbackView(View):
             response = self._handle_response(request, _parameters(request))
         except LoginError as error:
             response = _stopped(request, error.reason, _told(error))
+            _leave_session_cookie(request)
         # Not no-referrer: a browser would send "Origin: null" with forms on the page.
         response["Referrer-Policy"] = "same-origin"
         return response
 
     def _handle_response(self, request: HttpRequest, parameters: dict[str, Secret]) -> HttpResponse:
+        finished = login_flow.finished(request, parameters["state"])
+        if finished is not None:
+            return self._answered_before(request, finished)
         flow = login_flow.finish(request, parameters["state"])
         if "iss" not in parameters and conf.require_iss:
             raise LoginError("issuer_missing")
         if parameters.get("iss", Secret(conf.issuer)) != Secret(conf.issuer):
             raise LoginError("issuer_foreign")
+        if flow.kind == FlowKind.LOGIN and request.user.is_authenticated:
+            # Another tab was quicker: nothing is left to do but to show the page.
+            return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
         if "error" in parameters:
-            return self._refused_at_everifin(request, flow, parameters["error"].reveal())
+            return self._refused_at_everifin(request, flow, parameters)
         if parameters.get("code", NO_CODE) == NO_CODE:
             raise LoginError("code_missing")
         if _user_pk(request) != flow.user_pk:
@@ -197,13 +208,21 @@ class CallbackView(View):
             raise LoginError("user_changed")
         return self._exchange_code(request, flow, parameters["code"])
 
-    def _refused_at_everifin(self, request: HttpRequest, flow: Flow, error: str) -> HttpResponse:
+    def _answered_before(self, request: HttpRequest, flow: login_flow.Finished) -> HttpResponse:
+        """The back button, a reload, a double click: on to the page that was asked for."""
+        is_login = flow.kind == FlowKind.LOGIN and request.user.is_authenticated
+        if not is_login and (not flow.user_pk or _user_pk(request) != flow.user_pk):
+            raise LoginError("state_spent")
+        return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
+
+    def _refused_at_everifin(
+        self, request: HttpRequest, flow: Flow, parameters: dict[str, Secret]
+    ) -> HttpResponse:
         """
         The visitor cancelled, or Everifin could not: back to the page with the button, with a
         sentence.
         """
-        outage = notices.UNAVAILABLE if error in NOTICE_OF_OUTAGE else notices.FAILED
-        notice = NOTICE_OF_ERROR.get(error, outage)
+        notice = _notice_of(parameters)
         security_logger.info("A %s with Everifin ended there: %s.", flow.kind, notice)
         return _start_again(request, flow, notice)
 
@@ -430,6 +449,24 @@ def _start_again(request: HttpRequest, flow: Flow, notice: str) -> HttpResponse:
 def _start_page(flow: Flow) -> str:
     query = f"?{urlencode({'next': flow.next_url})}" if flow.next_url else ""
     return reverse(f"everifin_django:{flow.kind}") + query
+
+
+def _notice_of(parameters: dict[str, Secret]) -> str:
+    error = parameters["error"].reveal()
+    described = parameters.get("error_description", NO_CODE).reveal()
+    if error in BEGIN_AGAIN or (error, described) == KEYCLOAK_EXPIRED:
+        return notices.EXPIRED
+    outage = notices.UNAVAILABLE if error in NOTICE_OF_OUTAGE else notices.FAILED
+    return NOTICE_OF_ERROR.get(error, outage)
+
+
+def _leave_session_cookie(request: HttpRequest) -> None:
+    """
+    Keep Django from deleting the cookie of a session that is gone: by now it may be that of another
+    session, which an answer in another tab has begun.
+    """
+    if request.session.is_empty():
+        request.COOKIES.pop(settings.SESSION_COOKIE_NAME, None)
 
 
 def _stopped(request: HttpRequest, reason: str, notice: str | Notice) -> HttpResponse:

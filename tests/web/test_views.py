@@ -332,7 +332,7 @@ class TestForgedAnswer:
         client.logout()
         url = to_everifin(client, LOGIN)
         client.force_login(user)
-        self.assert_is_refused(client.get(url))
+        assert client.get(url)["Location"] == "/accounts/profile/"
 
     def test_the_session_ends_while_the_answer_is_looked_at(
         self, browser, to_everifin, settings, user
