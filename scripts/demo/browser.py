@@ -43,6 +43,13 @@ class Page:
         found = self.soup.select("a[href]")
         return [(words(link), urljoin(self.url, str(link["href"]))) for link in found]
 
+    @property
+    def refresh(self) -> str:
+        """Return the URL that the page goes on to at once, an empty string without one."""
+        tag = self.soup.select_one('meta[http-equiv="refresh"]')
+        seconds, _, url = str(tag["content"]).partition(";url=") if tag else ("", "", "")
+        return urljoin(self.url, url) if seconds == "0" and url else ""
+
     def select(self, selector: str) -> list[str]:
         """Return the words of each element that this CSS selector finds."""
         return [words(element) for element in self.soup.select(selector)]
@@ -133,4 +140,4 @@ class Browser:
             request["headers"] = {"Referer": self.page.url}
         timeout = min(CALL_SECONDS, max(0.1, self._until - time.monotonic()))
         self.page = Page(self._session.request(**request, timeout=timeout))
-        return self.page
+        return self.open(self.page.refresh) if self.page.refresh else self.page
