@@ -209,7 +209,7 @@ def log_out(walk: Walk) -> Iterator[str]:
     expect_equal("live sessions", (before, after), (1, 0))
     yield f"live sessions at Everifin {before} -> {after}"
     page = walk.open("/accounts/")
-    expect(page.path == "/everifin/login/", "to be asked to log in", page)
+    expect(page.path == "/login/", "to be asked to log in", page)
     yield f"the accounts now lead to {page.path}"
 
 
