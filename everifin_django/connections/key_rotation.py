@@ -1,5 +1,5 @@
 """
-Move what older keys sealed to the newest one, beside a site that is running.
+Encrypt stored tokens with the newest key, while the site runs.
 
 A ciphertext is replaced only where it still is what was read: a refresh that stores a new token
 meanwhile has sealed it with the newest key already, and wins. Running it again goes on where it was
@@ -43,8 +43,8 @@ RESEALED, OVERTAKEN, UNREADABLE = "resealed", "overtaken", "unreadable"
 
 def keys_in_use() -> Counter[str]:
     """
-    Return how many stored tokens each key has sealed, by key id; "unreadable" for what this app did
-    not write.
+    Return how many stored tokens are encrypted with each key, by key id; "unreadable" for what this
+    app did not write.
 
     Seven queries for one column each, read row by row.
     """
@@ -61,7 +61,7 @@ def keys_in_use() -> Counter[str]:
 
 def reseal(batch_size: int) -> Iterator[Counter[str]]:
     """
-    Seal with the active key what others sealed; yield after each batch what became of it.
+    Encrypt with the active key what is encrypted with others; yield the outcome of each batch.
 
     Shape: counts of "resealed", "overtaken" (a refresh was faster) and "unreadable" (left as it
     is). One query a batch and one short statement a token; nothing is locked in between.
