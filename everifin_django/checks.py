@@ -136,8 +136,8 @@ def _errors_of_origin(keys: Iterable[Key]) -> Iterable[CheckMessage]:
 
 def check_middleware(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     middleware = [_load(name) for name in settings.MIDDLEWARE]
-    places = [place for place, one in enumerate(middleware) if _is_kind_of(one, MIDDLEWARE)]
-    if not places:
+    positions = [at for at, one in enumerate(middleware) if _is_kind_of(one, MIDDLEWARE)]
+    if not positions:
         return [
             _error(
                 "EverifinMiddleware is not in MIDDLEWARE, so there is no request.everifin.",
@@ -145,7 +145,7 @@ def check_middleware(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
                 hint=f'Add "{MIDDLEWARE}" behind AuthenticationMiddleware.',
             )
         ]
-    if not any(_is_kind_of(one, AUTHENTICATION) for one in middleware[: places[0]]):
+    if not any(_is_kind_of(one, AUTHENTICATION) for one in middleware[: positions[0]]):
         return [
             _error(
                 "EverifinMiddleware stands before AuthenticationMiddleware, "

@@ -2,7 +2,7 @@
 The async version of a call that blocks: it runs in the thread that Django keeps for the request.
 
 A task that is cancelled raises CancelledError at once; the thread ends the call within the
-deadline, its connection stays usable, and its answer is dropped.
+deadline, its connection stays usable, and its answer is discarded.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def read_page(
     raw_rows, meta = envelope.get("data"), envelope.get("meta")
     if not isinstance(raw_rows, list):
         raise not_understood(path)
-    rows = [_read_row(decode, raw, path, place) for place, raw in enumerate(raw_rows, start=1)]
+    rows = [_read_row(decode, raw, path, number) for number, raw in enumerate(raw_rows, start=1)]
     pagination = meta.get("pagination") if isinstance(meta, dict) else None
     told = pagination if isinstance(pagination, dict) else {}
     names = conf.api_fields["pagination"]
@@ -184,11 +184,11 @@ def _has_next(following: Any, last: int | None, number: int) -> bool | None:
     return True if following is not _UNSAID or last is not None else None
 
 
-def _read_row(decode: Callable[[Any], R], raw: Any, path: str, place: int) -> R:
+def _read_row(decode: Callable[[Any], R], raw: Any, path: str, number: int) -> R:
     try:
         return decode(raw)
     except RowError as error:
-        raise not_understood(path, f"Row {place}{_named(raw)}: {error}.") from error
+        raise not_understood(path, f"Row {number}{_named(raw)}: {error}.") from error
 
 
 def _named(raw: Any) -> str:

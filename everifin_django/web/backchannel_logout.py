@@ -29,7 +29,7 @@ def end_sessions(logout_token: Secret) -> int:
     End what a logout token names, and return how many logins of this site that were.
 
     The connection that lives in that session at Everifin ends too, unless it was granted for when
-    the user is away; another login's grant then takes its place. No request while the signing keys
+    the user is away; another login's grant then replaces it. No request while the signing keys
     are cached. The token is spent in the transaction of its work, so one that met a fault can be
     sent again.
 

@@ -24,7 +24,7 @@ STEPS = ("before claim", "after claim", "after send", "after store", "before giv
 
 NOTHING_SENT = "nothing was sent"
 LOST_ANSWER = "after a lost answer"
-NO_ANSWER = "after an error in place of an answer"
+NO_ANSWER = "after an error instead of an answer"
 REFUSAL = "after a refusal"
 KILL = "after a kill"
 LEASE_OVER = "after the lease of a living holder"

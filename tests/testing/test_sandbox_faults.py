@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from everifin_django.testing.sandbox import Fault, RecordedRefresh
-from everifin_django.testing.sandbox.faults import PLACES
+from everifin_django.testing.sandbox.faults import CALL_NAMES
 from scripts.demo.browser import Browser
 from tests.testing import Site
 
@@ -180,7 +180,7 @@ class TestFault:
             Fault(where="api", lost="between")  # type: ignore[arg-type]
 
     def test_every_place_is_real(self, site):
-        """A name in PLACES that no call is known by would be a switch without a wire."""
+        """A name that no call has would be a switch without effect."""
         tokens = site.tokens()
         requests.get(site.authorization_url(), timeout=5)
         for name in ("certs", "userinfo", "logout"):
@@ -197,7 +197,7 @@ class TestFault:
         site.get("/v1/banks", "x")
         for path in ("single", "single/1", "bulk", "bulk/1"):
             site.get(f"/v1/payments/{path}", "x")
-        assert set(site.sandbox.calls) == PLACES
+        assert set(site.sandbox.calls) == CALL_NAMES
 
     def test_threads_share_a_fault_fairly(self, site):
         site.sandbox.faults.add("certs", status=500, times=5)
@@ -309,7 +309,7 @@ class TestControlDoor:
         assert site.get(ACCOUNTS, token["access_token"]).status_code == 401
         press("New signing key")
         assert kid in [key.kid for key in sandbox.signer.published_keys()[1:]]
-        press("New signing key, forget the old")
+        press("New signing key, withdraw the old")
         assert len(sandbox.signer.published_keys()) == 1
         press("Withdraw all consents")
         refused = site.refresh(token["refresh_token"]).json()
@@ -324,7 +324,7 @@ class TestControlDoor:
         assert sandbox.clock_skew_seconds == 0
         press("Break it", where="certs", status="429", retry_after="7")
         assert requests.get(site.endpoint("certs"), timeout=5).headers["Retry-After"] == "7"
-        press("Mend all faults")
+        press("Clear all faults")
         assert requests.get(site.endpoint("certs"), timeout=5).ok
         assert pressed == set(browser.page.buttons)
         browser.close()

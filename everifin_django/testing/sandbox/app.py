@@ -1,4 +1,4 @@
-"""How the pretend Everifin is reached: as a WSGI application, or straight from a test."""
+"""How the sandbox is called: as a WSGI application, or directly from a test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oauthlib.oauth2.rfc6749.errors import FatalClientError, OAuth2Error
 
 from everifin_django.testing.sandbox import idp, oddities
 from everifin_django.testing.sandbox.api import not_found
-from everifin_django.testing.sandbox.faults import PLACES, AnswerLost, Fault
+from everifin_django.testing.sandbox.faults import CALL_NAMES, AnswerLost, Fault
 from everifin_django.testing.sandbox.grants import Endpoints
 from everifin_django.testing.sandbox.pages import message
 from everifin_django.testing.sandbox.state import RecordedRefresh, RecordedRequest, State
@@ -33,9 +33,9 @@ EDGE_PAGE = """<!DOCTYPE html>
 
 class Sandbox(State):
     """
-    A pretend Everifin: identity provider and bank API in one WSGI application.
+    A fake Everifin: identity provider and bank API in one WSGI application.
 
-    What is invented, inferred or documented is said in the module of each half. Options and
+    The module of each half says what is documented, inferred or invented. Options and
     switches are those of `State`.
     """
 
@@ -56,9 +56,9 @@ class Sandbox(State):
 
     def authorize(self, url: str, username: str = "alice", *, consent: bool = True) -> str:
         """
-        Return the URL a visitor is sent back to who opened *url*, logged in and decided.
+        Return the URL that a visitor is sent back to after opening *url*, logging in and deciding.
 
-        The short cut for tests: the same steps as the pages, without password and without HTTP.
+        A short cut for tests: the same steps as on the pages, without a password and without HTTP.
 
         Errors: ValueError if Everifin would show an error page instead of sending the visitor back.
         """
@@ -77,7 +77,7 @@ class Sandbox(State):
         """
         Return what the token endpoint answers after this user's first login: tokens that work.
 
-        The short cut past `authorize` and the exchange of its code: no request, and nothing counts.
+        A short cut past `authorize` and the code exchange: no request, and nothing is counted.
 
         Errors: ValueError if there is no such user or scope.
         """
@@ -93,20 +93,20 @@ class Sandbox(State):
             return _unknown(request)
         if name == "control":
             return view(self, request) if request.method in methods else _unknown(request)
-        places = _places(name, request)
-        self.note(places, _record(request))
+        names = _call_names(name, request)
+        self.note(names, _record(request))
         if request.method not in methods:
             return _wrong_method(name, request, methods)
         if arguments.pop("realm", self.realm) != self.realm:
             return JsonResponse({"error": "Realm does not exist"}, status=404)
-        fault = self.faults.take(places)
+        fault = self.faults.take(names)
 
         odd = tuple(fault.odd) if fault else ()
 
         def work() -> HttpResponse:
             oddities.ask(odd, request)
             response: HttpResponse = oddities.disguise(odd, view(self, request, **arguments))
-            if self.on_refresh is not None and "token.refresh_token" in places:
+            if self.on_refresh is not None and "token.refresh_token" in names:
                 self.on_refresh(_record_refresh(self, request, response, fault))
             return response
 
@@ -115,7 +115,7 @@ class Sandbox(State):
     def _misbehave(
         self, fault: Fault, work: Callable[[], HttpResponse], timeout: float | None
     ) -> HttpResponse:
-        # Where the caller's patience is known, nobody need sleep longer than that.
+        # No longer than the caller waits, where that is known.
         patience = math.inf if timeout is None else timeout
         gives_up = fault.latency_seconds > patience
         if fault.latency_seconds:
@@ -131,11 +131,11 @@ class Sandbox(State):
         return _Truncated.of(response) if fault.truncate else response
 
 
-def _places(name: str, request: HttpRequest) -> tuple[str, ...]:
-    """Return the names this call is known by, the most particular first."""
-    particular = f"{name}.{request.POST.get('grant_type', '')}"
-    if particular in PLACES:
-        return particular, name
+def _call_names(name: str, request: HttpRequest) -> tuple[str, ...]:
+    """Return the names of this call, the most specific one first."""
+    specific = f"{name}.{request.POST.get('grant_type', '')}"
+    if specific in CALL_NAMES:
+        return specific, name
     if name.startswith("api."):
         return name, "api"
     return (name,)
@@ -203,7 +203,7 @@ def _replacement(fault: Fault) -> HttpResponse:
 
 
 class _Truncated(HttpResponse):
-    """An answer of which only half arrives."""
+    """A response of which only half arrives."""
 
     @classmethod
     def of(cls, response: HttpResponse) -> _Truncated:

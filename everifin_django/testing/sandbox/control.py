@@ -1,5 +1,5 @@
 """
-The door behind the counter: look at the sandbox and work its switches over HTTP.
+The control page: look at the sandbox and use its switches over HTTP.
 
 An invention for demos and for tests in several processes. It asks for no password, so the sandbox
 listens to this machine only unless told otherwise.
@@ -14,7 +14,7 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse, JsonResponse
 
-from everifin_django.testing.sandbox.faults import PLACES
+from everifin_django.testing.sandbox.faults import CALL_NAMES
 from everifin_django.testing.sandbox.pages import page, redirect
 from everifin_django.testing.sandbox.state import State
 
@@ -26,16 +26,16 @@ FORM: dict[str, Callable[[str], Any]] = {
     "html": bool,
     "truncate": bool,
 }
-"""What a form, which sends texts only, has to be read as."""
+"""How to read the fields of a form, which sends only strings."""
 
 
 def home(state: State, request: HttpRequest) -> HttpResponse:
     context = {
-        "title": "Everifin in a box",
+        "title": "Everifin sandbox",
         "state": state,
         "calls": sorted(state.calls.items()),
         "faults": list(state.faults),
-        "places": sorted(PLACES),
+        "names": sorted(CALL_NAMES),
         "live_sessions": state.live_sessions(),
     }
     return page("control.html", context)
@@ -46,7 +46,7 @@ def summary(state: State, request: HttpRequest) -> HttpResponse:
 
 
 def faults(state: State, request: HttpRequest) -> HttpResponse:
-    """Put a fault in force: a JSON body with the fields of `Fault`, or the form of the page."""
+    """Add a fault: a JSON body with the fields of `Fault`, or the form of the page."""
     try:
         state.faults.add(**_fields(request))
     except (TypeError, ValueError) as error:
@@ -76,7 +76,7 @@ def withdraw_consent(state: State, request: HttpRequest) -> HttpResponse:
 
 
 def clock_skew(state: State, request: HttpRequest) -> HttpResponse:
-    """Let this Everifin's clock run ahead by *seconds*, or behind if they are negative."""
+    """Set the sandbox's clock ahead by *seconds*, or behind if they are negative."""
     try:
         state.clock_skew_seconds = _finite(_fields(request).get("seconds", 0))
     except (TypeError, ValueError) as error:

@@ -1,5 +1,5 @@
 """
-Switches that make the pretend Everifin misbehave.
+Faults: switches that make the sandbox fail.
 
 Everything here is invented for development; no fault is taken from Everifin's documentation.
 """
@@ -15,7 +15,7 @@ from everifin_django.testing.sandbox.oddities import ODDITIES
 
 Lost = Literal["before", "after"]
 
-IDP_PLACES = (
+IDP_CALLS = (
     "auth",
     "login",
     "registration",
@@ -29,7 +29,7 @@ IDP_PLACES = (
     "userinfo",
     "discovery",
 )
-API_PLACES = (
+API_CALLS = (
     "api",
     "api.accounts",
     "api.account",
@@ -42,9 +42,11 @@ API_PLACES = (
     "api.bulk_payments",
     "api.bulk_payment",
 )
-PLACES = frozenset(IDP_PLACES + API_PLACES)
-"""Every name a fault can be put on, and `Sandbox.calls` counts by. "token" stands for any grant,
-"api" for any call to the bank API."""
+CALL_NAMES = frozenset(IDP_CALLS + API_CALLS)
+"""
+Every name that a fault can have as *where*, and that `Sandbox.calls` counts by. "token" stands for
+any grant, "api" for any call to the bank API.
+"""
 
 
 class AnswerLost(ConnectionAbortedError):  # noqa: N818 - an event of the network, not a mistake
@@ -53,7 +55,7 @@ class AnswerLost(ConnectionAbortedError):  # noqa: N818 - an event of the networ
 
     Raised by the WSGI application, either at once or while its answer is being read. The HTTP
     server then closes the socket; the in-process adapter raises what requests would raise.
-    *timed_out* says that the caller ran out of patience rather than lost the connection.
+    *timed_out* says that the caller stopped waiting, and did not lose the connection.
     """
 
     def __init__(self, *, timed_out: bool = False) -> None:
@@ -64,14 +66,14 @@ class AnswerLost(ConnectionAbortedError):  # noqa: N818 - an event of the networ
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """
-    One thing that goes wrong at one place.
+    One failure of one kind of call.
 
-    With *status*, *body* or *html* the call is answered with just that and nothing is done, unless
-    *lost* is "after": then the work is done and the caller is shown this in place of the answer.
+    With *status*, *body* or *html* the call is answered with only that, and nothing is done, unless
+    *lost* is "after": then the work is done, and the caller gets this instead of the answer.
     *lost* alone closes the connection, before or after the work. *odd* names what is odd about an
     answer of the bank API that is whole (see `oddities`), one or several. *latency_seconds* passes
     before the work. *truncate* sends half the answer under the length of the whole. *html* is a
-    page as from a proxy at the edge, status 400 unless *status* says otherwise.
+    page as from a proxy, status 400 unless *status* says otherwise.
 
     Units: *retry_after* goes into the header as it is (seconds, or an HTTP date); *times* is how
     many calls it hits, None for all.
@@ -94,8 +96,8 @@ class Fault:
         object.__setattr__(self, "odd", tuple(odd))
         if unknown := {*self.odd} - ODDITIES:
             raise ValueError(f"{sorted(unknown)} is not odd: choose from {sorted(ODDITIES)}.")
-        if self.where not in PLACES:
-            choices = ", ".join(sorted(PLACES))
+        if self.where not in CALL_NAMES:
+            choices = ", ".join(sorted(CALL_NAMES))
             raise ValueError(f"There is no {self.where!r}: choose from {choices}.")
         if self.lost is not None and self.lost not in get_args(Lost):
             raise ValueError(f"lost is 'before', 'after' or None, not {self.lost!r}.")
@@ -127,7 +129,7 @@ class Faults:
         odd: str | tuple[str, ...] = (),
         times: int | None = None,
     ) -> Fault:
-        """Make calls to *where* go wrong from now on: see `Fault`. The oldest match counts."""
+        """Make calls to *where* fail from now on: see `Fault`. The oldest match counts."""
         fault = Fault(
             where=where,
             status=status,
@@ -149,11 +151,11 @@ class Faults:
         with self._lock:
             self._faults.clear()
 
-    def take(self, places: tuple[str, ...]) -> Fault | None:
-        """Return the fault that hits a call known by these names, and count it as used."""
+    def take(self, names: tuple[str, ...]) -> Fault | None:
+        """Return the fault of a call with these names, and count it as used."""
         with self._lock:
             for index, fault in enumerate(self._faults):
-                if fault.where in places:
+                if fault.where in names:
                     self._use(index, fault)
                     return fault
         return None

@@ -1,5 +1,5 @@
 """
-What the two halves of the pretend Everifin share: its options, its clock, its memory, its switches.
+What both halves of the sandbox share: options, clock, stored data and switches.
 
 The switches and counters are inventions for development and tests; Everifin has none of them.
 """
@@ -61,7 +61,7 @@ class RecordedRefresh:
 
 class State:
     """
-    Options, memory and switches of one pretend Everifin.
+    Options, stored data and switches of one sandbox.
 
     *rotation* is what a refresh does. "strict" is Keycloak's "Revoke Refresh Token" with reuse 0:
     the old token is spent, and showing it again ends the session. "default" is Keycloak without
@@ -270,14 +270,14 @@ class State:
 
     # Counters
 
-    def note(self, places: tuple[str, ...], request: RecordedRequest) -> None:
-        self.count(places)
+    def note(self, names: tuple[str, ...], request: RecordedRequest) -> None:
+        self.count(names)
         with self._counting:
-            self.last_request.update(dict.fromkeys(places, request))
+            self.last_request.update(dict.fromkeys(names, request))
 
-    def count(self, places: tuple[str, ...]) -> None:
+    def count(self, names: tuple[str, ...]) -> None:
         with self._counting:
-            self.calls.update(places)
+            self.calls.update(names)
 
     def note_double_spend(self) -> None:
         with self._counting:
