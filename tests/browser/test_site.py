@@ -109,7 +109,7 @@ def test_a_visitor_logs_in_reads_and_logs_out(visitor):
     visitor.press("Log out")
     assert visitor.path == "/"
     visitor.open("/accounts/")
-    assert visitor.path == "/everifin/login/"
+    assert visitor.path == "/login/"
 
 
 def test_after_logging_out_going_back_shows_no_account(visitor):
@@ -152,4 +152,4 @@ def test_a_login_that_was_used_once_is_no_login_again(visitor):
     for _ in range(4):
         visitor.driver.back()
     visitor.open("/accounts/")
-    assert visitor.path == "/everifin/login/"
+    assert visitor.path == "/login/"
