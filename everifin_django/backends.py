@@ -1,6 +1,6 @@
 """
-mozilla-django-oidc's login made stricter: tokens verified in full, users found by issuer and
-subject, grants kept.
+mozilla-django-oidc's login, made stricter: tokens are verified in full, users are found by issuer
+and subject, and grants are stored.
 
 A site that wants to shape users subclasses ``EverifinBackend`` and names its class in
 AUTHENTICATION_BACKENDS; the hooks are the ones mozilla-django-oidc documents:
@@ -198,7 +198,7 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
     @sensitive_variables()
     def create_user(self, claims: Claims) -> Any:
         """
-        Create a user without a password; the e-mail address only if Everifin has verified it.
+        Create a user without a password; the email address only if Everifin has verified it.
 
         None if the user model wants an address that no other user has, and this one is somebody's
         or not verified: whoever has it logs in as before, then connects.
@@ -224,7 +224,7 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
     def get_username(self, claims: Claims) -> str:
         """
         A name nobody has: usernames are often shown, so nothing of the person goes into it. The
-        verified e-mail address where the user model names users by that.
+        verified email address where the user model names users by that.
         """
         field = _email_field(self.UserModel)
         if field is not None and field.name == self.UserModel.USERNAME_FIELD:
@@ -282,6 +282,6 @@ def _verified_email(claims: Claims) -> str:
 
 
 def _email_field(user_model: Any) -> Any:
-    """The model's field for an e-mail address, None if it has none."""
+    """The model's field for an email address, None if it has none."""
     name = user_model.get_email_field_name()
     return next((field for field in user_model._meta.concrete_fields if field.name == name), None)

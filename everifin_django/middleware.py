@@ -1,8 +1,8 @@
 """
-Hang a lazy ``request.everifin`` on each request, and make the token fresh for views that are
-marked, before they begin.
+Set a lazy ``request.everifin`` on each request, and make the token fresh before a decorated view
+begins.
 
-A page that does not use it pays for setting one attribute and looking at one mark.
+A page that does not use it costs one attribute to set and one to read.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ SANDBOX_VISITOR = "192.0.2.1"
 
 class EverifinMiddleware:
     """
-    Stands behind AuthenticationMiddleware, for ``request.user``. Sync and async.
+    Comes after AuthenticationMiddleware, for ``request.user``. Sync and async.
 
-    Keeps nothing of a request on itself. A view of an ATOMIC_REQUESTS site begins its transaction
+    Stores nothing of a request on itself. A view of an ATOMIC_REQUESTS site begins its transaction
     after ``process_view``, so a token refreshed here outlives its rollback.
     """
 
@@ -108,14 +108,17 @@ def end_user_ip(request: HttpRequest) -> str | None:
 
 
 def _prepare(request: Any, scopes: frozenset[str] | None) -> HttpResponse | None:
-    """Make the token fresh for a view; the answer instead of a marked one if that fails."""
+    """
+    Make the token fresh for a view; return the answer instead of a decorated one if that fails.
+    """
     if scopes is None and not request.user.is_authenticated:
         return None
     try:
         request.everifin.ensure_token(scopes or frozenset())
     except EverifinError as error:
         if scopes is None:
-            # A view without the mark may not need Everifin: if it does, it meets the error there.
+            # A view that is not decorated may not need Everifin: if it does, it gets the error
+            # there.
             return None
         response = _answer(request, error)
         if response is None:

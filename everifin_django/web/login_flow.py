@@ -1,5 +1,5 @@
 """
-The way to Everifin and back, as the visitor's session remembers it.
+A login or connection in progress, as the visitor's session stores it.
 
 A flow is begun by a POST, lives for EVERIFIN_LOGIN_LIFETIME_SECONDS in this very session, and ends
 with the first answer that names its state: the state is consumed by inserting its hash, so of two
@@ -45,7 +45,7 @@ class FlowKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """One login or connection under way. *user_pk* is the user who connects, empty for a login."""
+    """A login or connection in progress. *user_pk* is the user who connects, empty for a login."""
 
     kind: FlowKind
     user_pk: str
@@ -76,7 +76,9 @@ class Finished:
 
 
 def begin(request: HttpRequest, state: str, flow: Flow) -> None:
-    """Remember *flow* in the session under *state*, and forget the oldest beyond ten."""
+    """
+    Store *flow* in the session under *state*, and remove the oldest if there are more than ten.
+    """
     flows = dict(request.session.get(SESSION_KEY, {}))
     while len(flows) >= MAX_FLOWS:
         del flows[min(flows, key=lambda one: flows[one]["started"])]
@@ -155,7 +157,7 @@ def alias() -> str:
 
 def reread_session(request: HttpRequest) -> None:
     """
-    Take the session up as it is now: while Everifin was asked, another tab may have changed it.
+    Read the session as it is now: while Everifin was asked, another tab may have changed it.
 
     One query more for a user. Errors: LoginError if somebody logged in or out meanwhile, or the
     user was deactivated.

@@ -112,7 +112,7 @@ def auth_view(view: type[View]) -> Any:
 
 
 class StartView(View):
-    """A page with one button on GET; on POST, on to Everifin."""
+    """A page with one button on GET; on POST, a redirect to Everifin."""
 
     http_method_names = ["get", "head", "post", "options"]
     kind: FlowKind
@@ -322,8 +322,8 @@ class LogoutView(View):
 @method_decorator(sensitive_post_parameters(), name="dispatch")
 class BackchannelLogoutView(View):
     """
-    Everifin says that a session has ended there: 200, or 400 for what is not believed, and not a
-    word more.
+    Everifin says that a session has ended there: 200, or 400 for what is refused, without an
+    explanation.
 
     Source: OpenID Connect Back-Channel Logout 1.0, sections 2.5 and 2.8.
     """
@@ -380,7 +380,7 @@ def _parameters(request: HttpRequest) -> dict[str, Secret]:
 
 def _take_query(request: HttpRequest) -> QueryDict:
     """
-    The query, taken from all the places where the request holds it: servers and proxies leave
+    The query, removed from every attribute of the request that contains it: servers and proxies add
     copies, such as RAW_URI and X-Original-URI.
     """
     environ = request.META
