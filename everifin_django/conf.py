@@ -671,6 +671,19 @@ class RequestConf:
     )
 
 
+class PaymentConf:
+    """Payments"""
+
+    payment_absent_seconds = WholeNumber(
+        default=86_400,
+        least=600,
+        most=366 * 86_400,
+        check_id="E065",
+        meaning="How long after a payment was sent, whose answer was lost, a complete list without "
+        "it says that it was never made. Everifin does not publish how long that takes.",
+    )
+
+
 class NetworkConf:
     """The network"""
 
@@ -696,10 +709,21 @@ class NetworkConf:
     )
 
 
-SECTIONS = (ClientConf, ServerConf, LoginConf, LogoutConf, TimeConf, RequestConf, NetworkConf)
+SECTIONS = (
+    ClientConf,
+    ServerConf,
+    LoginConf,
+    LogoutConf,
+    TimeConf,
+    RequestConf,
+    PaymentConf,
+    NetworkConf,
+)
 
 
-class Conf(ClientConf, ServerConf, LoginConf, LogoutConf, TimeConf, RequestConf, NetworkConf):
+class Conf(  # each section has settings of its own
+    ClientConf, ServerConf, LoginConf, LogoutConf, TimeConf, RequestConf, PaymentConf, NetworkConf
+):
     """All settings, as typed attributes: ``conf.deadline_seconds`` is EVERIFIN_DEADLINE_SECONDS."""
 
     def endpoint(self, name: str) -> str:

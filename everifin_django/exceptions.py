@@ -29,6 +29,8 @@ What can go wrong, and who has to act.
     │       │   └── EndUserMissingError the site's developer: only a person who is present can pay
     │       ├── PaymentRejectedError    the user: the bank refused the payment
     │       └── PaymentNotEditableError nobody: read the payment instead
+    ├── PaymentKeyTakenError            the site's developer: one key, one payment
+    ├── PaymentInTransactionError       the site's developer takes the view out of the transaction
     ├── LoginError                      the visitor starts the login or connection again
     │   └── LoginRefusedError           nobody: this site does not let the visitor log in
     ├── IdentityMismatchError           the user signs in at Everifin with the account of before
@@ -288,6 +290,34 @@ class PaymentRejectedError(RefusedError):
 
 class PaymentNotEditableError(RefusedError):
     """The payment can no longer be processed (NOT_EDITABLE): read its state instead."""
+
+
+class PaymentKeyTakenError(EverifinError):
+    """
+    The key given to ``pay_once`` belongs to another payment. Nothing was sent.
+
+    It does not say whose: the other payment may be of another user.
+    """
+
+    def __str__(self) -> str:
+        return (
+            "Another payment has this key. Give each payment a key of its own, such as the id of "
+            "its order. Nothing was sent."
+        )
+
+
+class PaymentInTransactionError(EverifinError):
+    """
+    ``pay_once`` was called inside a transaction whose rollback would remove the record of a payment
+    that was made. Nothing was written or sent.
+    """
+
+    def __str__(self) -> str:
+        return (
+            "pay_once writes a payment down before it is sent, and the open transaction could roll "
+            "that back. Decorate the view with django.db.transaction.non_atomic_requests, or call "
+            "pay_once outside of atomic(). Nothing was written or sent."
+        )
 
 
 class LoginError(EverifinError, SuspiciousOperation):

@@ -8,6 +8,7 @@ A page that does not use it costs one attribute to set and one to read.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
@@ -155,7 +156,17 @@ def _everifin(request: HttpRequest) -> Any:
     from everifin_django.connections.grants import Everifin
 
     user_agent = sendable_user_agent(request.headers.get("User-Agent", ""))
-    return Everifin(request.user, end_user=EndUser(ip=end_user_ip(request), user_agent=user_agent))
+    return Everifin(
+        request.user,
+        end_user=EndUser(ip=end_user_ip(request), user_agent=user_agent),
+        build_url=partial(_absolute_url, request),
+    )
+
+
+def _absolute_url(request: HttpRequest, path: str) -> str:
+    from everifin_django.web.login_flow import absolute_url  # as above
+
+    return absolute_url(request, path)
 
 
 def _answer(request: HttpRequest, error: Exception) -> HttpResponse | None:

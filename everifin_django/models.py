@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from django.conf import settings
 from django.db import models
 from django.db.models.functions import Now
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
@@ -296,6 +297,147 @@ class PendingRevocation(models.Model):
         Return the decrypted refresh token. Errors: UnknownKeyError, TamperedError, MalformedError.
         """
         return open_sealed(self.refresh_ciphertext, self.encryption_context("refresh"))
+
+
+class PaymentQuerySet(models.QuerySet["Payment"]):
+    def unfinished(self) -> PaymentQuerySet:
+        return self.exclude(state__in=Payment.FINAL_STATES)
+
+    def uncertain_first(self) -> PaymentQuerySet:
+        is_uncertain = models.Case(
+            models.When(state=Payment.State.UNCERTAIN, then=0),
+            default=1,
+            output_field=models.IntegerField(),
+        )
+        return self.order_by(is_uncertain, "-created_at")
+
+    def unannounced(self) -> PaymentQuerySet:
+        """Payments that are finished and whose signal was not sent yet."""
+        return self.filter(state__in=Payment.FINAL_STATES, announced_at=None)
+
+
+class Payment(models.Model):
+    """
+    A payment, written down under the site's own key before anything is sent.
+
+    The key is unique for the site and is never free again: rows stay until the site deletes them,
+    also when their user is deleted. What names a person is encrypted.
+    """
+
+    class Kind(models.TextChoices):
+        SINGLE = "single", pgettext_lazy("payment", "single")
+        BULK = "bulk", pgettext_lazy("payment", "bulk")
+
+    class State(models.TextChoices):
+        RECORDED = "recorded", pgettext_lazy("payment", "not sent yet")
+        SENDING = "sending", pgettext_lazy("payment", "being sent")
+        OPEN = "open", pgettext_lazy("payment", "waiting to be confirmed")
+        UNCERTAIN = "uncertain", pgettext_lazy("payment", "uncertain")
+        PAID = "paid", pgettext_lazy("payment", "paid")
+        PARTIALLY_PAID = "partially_paid", pgettext_lazy("payment", "partially paid")
+        FAILED = "failed", pgettext_lazy("payment", "not paid")
+        REFUSED = "refused", pgettext_lazy("payment", "refused by Everifin")
+        ABSENT = "absent", pgettext_lazy("payment", "never made")
+
+    class Awaits(models.TextChoices):
+        NOTHING = "", pgettext_lazy("payment", "nothing")
+        REDIRECT = "redirect", pgettext_lazy("payment", "the user at the bank")
+        INPUT = "input", pgettext_lazy("payment", "an input of the user")
+        PUSH = "push", pgettext_lazy("payment", "the user in the bank's app")
+        NEXT = "next", pgettext_lazy("payment", "the next step")
+
+    FINAL_STATES: ClassVar = (
+        State.PAID,
+        State.PARTIALLY_PAID,
+        State.FAILED,
+        State.REFUSED,
+        State.ABSENT,
+    )
+
+    id = models.UUIDField(_("payment"), primary_key=True, default=uuid.uuid4, editable=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="everifin_payments",
+        verbose_name=_("user"),
+    )
+    # Outlives the user: the encryption is bound to it, and nobody else can use the key.
+    user_pk = models.CharField(max_length=255, editable=False)
+    key = models.CharField(_("key"), max_length=255)
+    # Unique by bytes on every database, which the column above is not.
+    key_digest = models.CharField(max_length=64, unique=True, editable=False)
+    kind = models.CharField(_("kind"), max_length=8, choices=Kind)
+    external_id = models.CharField(_("external id"), max_length=255, db_index=True)
+    everifin_id = models.CharField(_("id at Everifin"), max_length=255, blank=True)
+    amount = models.DecimalField(_("amount"), max_digits=22, decimal_places=2)
+    currency = models.CharField(_("currency"), max_length=3)
+    state = models.CharField(
+        _("state"), max_length=16, choices=State, default=State.RECORDED, db_index=True
+    )
+    awaits = models.CharField(_("waits for"), max_length=16, choices=Awaits, blank=True)
+    reason = models.CharField(_("reason"), max_length=64, blank=True)
+    next_url = models.CharField(max_length=2000, blank=True, editable=False)
+
+    payment_ciphertext = models.TextField(blank=True, editable=False)
+    step_ciphertext = models.TextField(blank=True, editable=False)
+    return_digest = models.CharField(  # noqa: DJ001 - two payments that were not sent may have none
+        max_length=64, unique=True, null=True, editable=False
+    )
+
+    version = models.PositiveIntegerField(_("version"), default=0)
+    lease_until = models.DateTimeField(_("worked on until"), null=True)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    sent_at = models.DateTimeField(_("sent"), null=True)
+    looked_at = models.DateTimeField(_("last looked for"), null=True)
+    updated_at = models.DateTimeField(_("updated"), auto_now=True)
+    finished_at = models.DateTimeField(_("finished"), null=True)
+    announced_at = models.DateTimeField(null=True, editable=False)
+    note = models.TextField(_("note"), blank=True)
+    ended_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="+",
+        verbose_name=_("ended by"),
+    )
+
+    objects = PaymentQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("payment")
+        verbose_name_plural = _("payments")
+        permissions = (("end_payment", "Can say what became of an uncertain payment"),)
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+    def get_absolute_url(self) -> str:
+        """Return the URL of the page that leads the user through this payment."""
+        return reverse("everifin_django:payment", args=[self.pk])
+
+    def encryption_context(self, kind: TokenKind) -> EncryptionContext:
+        return EncryptionContext(str(self.pk), self.user_pk, kind)
+
+    def open_text(self, kind: Literal["payment", "step"]) -> Secret | None:
+        """
+        Return the decrypted payment as it was asked for, or its last step; None where there is
+        none.
+
+        Errors: UnknownKeyError, TamperedError, MalformedError. The row is not touched.
+        """
+        sealed = getattr(self, f"{kind}_ciphertext")
+        return open_sealed(sealed, self.encryption_context(kind)) if sealed else None
+
+    @property
+    def is_final(self) -> bool:
+        """Will it stay like this?"""
+        return self.state in self.FINAL_STATES
+
+    @property
+    def is_paid(self) -> bool:
+        """Has all of it been paid?"""
+        return self.state == self.State.PAID
 
 
 class SpentState(models.Model):

@@ -37,3 +37,9 @@ login_link_created = Signal()
 
 login_link_removed = Signal()
 """A user can no longer log in with an Everifin account. Tell them, by email."""
+
+payment_finished = Signal()
+"""
+A payment in the ledger became final, paid or not. ``sender`` is ``Payment``; argument: ``payment``,
+the row. Sent once for each payment, after the change is committed.
+"""

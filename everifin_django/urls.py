@@ -4,7 +4,7 @@ The app's views and their names: ``path("everifin/", include("everifin_django.ur
 
 from django.urls import path
 
-from everifin_django.web import views
+from everifin_django.web import payment_views, views
 
 app_name = "everifin_django"
 
@@ -15,4 +15,10 @@ urlpatterns = [
     path("logout/", views.LogoutView.as_view(), name="logout"),
     path("backchannel-logout/", views.BackchannelLogoutView.as_view(), name="backchannel_logout"),
     path("disconnect/", views.DisconnectView.as_view(), name="disconnect"),
+    path("payments/<uuid:pk>/", payment_views.PaymentView.as_view(), name="payment"),
+    path(
+        "payments/return/<str:value>/",
+        payment_views.PaymentReturnView.as_view(),
+        name="payment_return",
+    ),
 ]

@@ -57,26 +57,79 @@ def at_first() -> dict[str, str]:
     return {"booked_from": date(months // 12, months % 12 + 1, 1).isoformat()}
 
 
+class AmountField(forms.DecimalField):
+    """
+    An amount as people write it: ``12,30``, ``1 230,50``, ``1,230.50``.
+
+    ``1,230`` is refused: it means two things. A text field, because a number field of a browser
+    throws away a comma that is typed, and 12,30 would become 1230.
+    """
+
+    widget = forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off"})
+
+    def to_python(self, value: Any) -> Any:
+        return super().to_python(_with_point(value) if isinstance(value, str) else value)
+
+
+def _with_point(text: str) -> str:
+    """*text* with a point before its decimals and nothing between its thousands."""
+    plain = re.sub(r"[\s\u00a0\u202f']", "", text)
+    separators = re.findall(r"[.,]", plain)
+    if not separators:
+        return plain
+    whole, last, decimals = plain.rpartition(separators[-1])
+    # Three digits behind one separator are thousands to some and decimals to others.
+    if len(separators) == 1 and len(decimals) == 3 and not whole.startswith("0"):
+        raise forms.ValidationError(
+            "Write this as %(whole)s or %(parts)s.",
+            params={"whole": whole + decimals, "parts": f"{whole}.{decimals[:2]}"},
+        )
+    if separators.count(last) > 1 or not _is_grouped(whole, set(separators) - {last}):
+        raise forms.ValidationError("Enter an amount, such as 12.30.")
+    return re.sub(r"[.,]", "", whole) + "." + decimals
+
+
+def _is_grouped(whole: str, separators: set[str]) -> bool:
+    """Do the separators of *whole* stand before three digits each?"""
+    if not separators:
+        return whole.isdecimal()
+    first, *groups = re.split(r"[.,]", whole)
+    return (
+        1 <= len(first) <= 3
+        and first.isdecimal()
+        and all(re.fullmatch(r"\d{3}", one) for one in groups)
+    )
+
+
 class PaymentForm(forms.Form):
     """Whom to pay, and how much. What Everifin's own rules are, ``SinglePayment`` knows."""
 
-    sender_iban = forms.ChoiceField(label="From your account")
-    recipient_name = forms.CharField(label="To", max_length=140)
-    recipient_iban = forms.CharField(label="IBAN", max_length=50)
-    amount = forms.DecimalField(max_digits=12, decimal_places=2)
-    currency = forms.ChoiceField(choices=[("EUR", "EUR"), ("CZK", "CZK")])
-    variable_symbol = forms.CharField(max_length=10, required=False)
-    payment_message = forms.CharField(label="Message", max_length=140, required=False)
+    sender_iban = forms.ChoiceField(label="From your account", widget=forms.RadioSelect)
+    recipient_name = forms.CharField(label="Payee", max_length=140)
+    recipient_iban = forms.CharField(
+        label="IBAN of the payee",
+        max_length=50,
+        widget=forms.TextInput(attrs={"autocapitalize": "characters", "spellcheck": "false"}),
+    )
+    amount = AmountField(max_digits=12, decimal_places=2)
+    variable_symbol = forms.CharField(
+        label="Variable symbol (optional)", max_length=10, required=False
+    )
+    payment_message = forms.CharField(label="Message (optional)", max_length=140, required=False)
 
     def __init__(self, *args: Any, accounts: list[Any], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.currencies = {one.iban: one.currency for one in accounts}
         choices = [(one.iban, f"{one.name or 'Account'} {one.iban}") for one in accounts]
         self.fields["sender_iban"].choices = choices  # type: ignore[attr-defined]
+
+    def draft(self) -> dict[str, str]:
+        """Return what was filled in, for the session. The currency is that of the account."""
+        texts = {name: str(value) for name, value in self.cleaned_data.items()}
+        return {**texts, "currency": str(self.currencies[texts["sender_iban"]])}
 
     def add_refusal(self, error: InvalidRequestError) -> None:
         """Put what everifin_django refused beside the field it is about."""
         name = re.sub("[A-Z]", lambda found: f"_{found[0].lower()}", error.field or "")
         text = "This is not a valid IBAN." if error.rule == "iban" else "Please check this."
-        if name == "redirect_url":
-            text = "Open this site by an address with a dot, such as http://127.0.0.1:8000."
         self.add_error(name if name in self.fields else None, text)

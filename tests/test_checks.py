@@ -96,6 +96,7 @@ WRONG = [
     ("E010", {"EVERIFIN_TRUSTED_PROXIES": True}),
     ("E031", {"EVERIFIN_MAX_TRIES": 0}),
     ("E032", {"EVERIFIN_POOL_SIZE": "32"}),
+    ("E065", {"EVERIFIN_PAYMENT_ABSENT_SECONDS": 5}),
     ("E011", {"MIDDLEWARE": without(MIDDLEWARE)}),
     ("E012", {"MIDDLEWARE": [MIDDLEWARE, *without(MIDDLEWARE)]}),
     ("E013", {"SESSION_ENGINE": "django.contrib.sessions.backends.signed_cookies"}),

@@ -42,6 +42,7 @@ DEFAULTS = {
     "EVERIFIN_REFRESH_EVERY_VIEW": False,
     "EVERIFIN_TRUSTED_PROXIES": 0,
     "EVERIFIN_MAX_TRIES": 3,
+    "EVERIFIN_PAYMENT_ABSENT_SECONDS": 86_400,
     "EVERIFIN_POOL_SIZE": 32,
     "EVERIFIN_CA_BUNDLE": None,
     "EVERIFIN_PROXIES": {},
@@ -78,6 +79,7 @@ RIGHT = {
     "EVERIFIN_REFRESH_EVERY_VIEW": [True, False],
     "EVERIFIN_TRUSTED_PROXIES": [0, 1, 10],
     "EVERIFIN_MAX_TRIES": [1, 10],
+    "EVERIFIN_PAYMENT_ABSENT_SECONDS": [600, 86_400],
     "EVERIFIN_POOL_SIZE": [1, 1000],
     "EVERIFIN_CA_BUNDLE": [__file__, str(Path(__file__).parent)],
     "EVERIFIN_PROXIES": [{}, {"https": "http://proxy.test:3128"}],
@@ -177,6 +179,7 @@ WRONG = {
     "EVERIFIN_REFRESH_EVERY_VIEW": ["False", 0, 1, ""],
     "EVERIFIN_TRUSTED_PROXIES": [-1, 11, True, "1", 1.0],
     "EVERIFIN_MAX_TRIES": [0, 11, True, "3", 3.0],
+    "EVERIFIN_PAYMENT_ABSENT_SECONDS": [0, 599, 10**9, True, "600", None],
     "EVERIFIN_POOL_SIZE": [0, 1001, True, "32", None],
     "EVERIFIN_CA_BUNDLE": ["/nowhere/ca.pem", "a\0b", 0],
     "EVERIFIN_PROXIES": [

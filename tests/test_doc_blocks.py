@@ -31,7 +31,7 @@ from everifin_django.bank.payments import SinglePayment
 from everifin_django.decorators import required_scopes
 from everifin_django.middleware import EverifinMiddleware
 from everifin_django.mixins import EverifinRequiredMixin
-from everifin_django.models import BankToken
+from everifin_django.models import BankToken, Payment
 from everifin_django.testing.fake import fake_everifin
 from tests import settings as our_settings
 
@@ -82,6 +82,30 @@ def of_file(page: Path, name: str) -> list[str]:
     ]
 
 
+class Order:
+    """An order of the reader's shop, and its own manager."""
+
+    pk, total, iban = 17, Decimal("12.30"), "SK31 1200 0000 1987 4263 7541"
+
+    @classmethod
+    def get(cls, **_: Any) -> Order:
+        return cls()
+
+    @classmethod
+    def filter(cls, **_: Any) -> type[Order]:
+        return cls
+
+    @classmethod
+    def update(cls, **_: Any) -> int:
+        return 1
+
+    def get_absolute_url(self) -> str:
+        return f"/orders/{self.pk}/"
+
+
+Order.objects = Order  # type: ignore[attr-defined]
+
+
 @pytest.fixture
 def shop(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A package of the reader's, with what the pages take for granted."""
@@ -89,8 +113,9 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Any:
     package.kms = SimpleNamespace(decrypt=lambda _: bytes(range(32)))
     package.__path__ = []
     monkeypatch.setitem(sys.modules, "shop", package)
-    for name in ("keys", "backends", "views"):
+    for name in ("keys", "backends", "views", "models"):
         monkeypatch.setitem(sys.modules, f"shop.{name}", ModuleType(f"shop.{name}"))
+    sys.modules["shop.models"].__dict__["Order"] = Order
     return package
 
 
@@ -136,7 +161,9 @@ def test_every_block_of_the_page_works(page, client):
             exec(compile(block, str(page), "exec"), module.__dict__)  # noqa: S102 - our own pages
     urls: Any = ModuleType("page_urls")
     urls.urlpatterns = [path("everifin/", include("everifin_django.urls"))]
-    with override_settings(**settings_of(page), ROOT_URLCONF=urls, TEMPLATES=templates()):
+    hosts = {"ALLOWED_HOSTS": ["www.example.org", "testserver"]}
+    given = {**hosts, **settings_of(page), "ROOT_URLCONF": urls, "TEMPLATES": templates()}
+    with override_settings(**given):
         assert not [one for one in run_checks(tags=["everifin_django"]) if one.level >= ERROR]
         with fake_everifin() as everifin:
             user = everifin.make_user()
@@ -188,12 +215,15 @@ class Played:
             "everifin": everifin_for(user),
             "account_id": account.id,
             "payment": payment(),
+            "order_id": Order.pk,
             "db": None,
             "sender": BankToken,
             "connection_id": user.bank_token.pk,
             "reason": "invalid_grant",
         }
         client.defaults["HTTP_USER_AGENT"] = "a browser"
+        # A bank sends nobody back to a host without a dot.
+        client.defaults["SERVER_NAME"] = "www.example.org"
         client.force_login(user)
 
     def play(self, namespace: dict[str, Any]) -> None:
@@ -211,7 +241,10 @@ class Played:
             self.visit(f"/{name}/")
         for name, one in defined.items():
             if inspect.isfunction(one) and name not in views:
-                one(**{key: self.given[key] for key in parameters(one, needed=True)})
+                names = parameters(one, needed=True)
+                # A receiver of payment_finished gets the row.
+                given = {**self.given, **({"payment": Payment()} if "sender" in names else {})}
+                one(**{key: given[key] for key in names})
 
     def visit(self, url: str) -> None:
         """By GET and POST, twice, with an outage in between."""

@@ -28,6 +28,8 @@ from everifin_django.exceptions import (
     MalformedError,
     NotAuthorizedError,
     NotFoundError,
+    PaymentInTransactionError,
+    PaymentKeyTakenError,
     PaymentNotEditableError,
     PaymentRejectedError,
     PaymentUncertainError,
@@ -77,6 +79,8 @@ ERRORS = [
     LoginRefusedError("Not today."),
     IdentityMismatchError(),
     IdentityTakenError(),
+    PaymentInTransactionError(),
+    PaymentKeyTakenError(),
 ]
 NAMES = [type(error).__name__ for error in ERRORS]
 

@@ -44,11 +44,11 @@ LANGUAGES = {
 
 MARKS = {"gettext": 1, "ngettext": 2, "pgettext": 2, "npgettext": 3}
 """How many of its arguments each marking function takes words or context from."""
-SHOWN_BY = {"Notice", "Step", "log_change", "message_user"}
+SHOWN_BY = {"Notice", "Action", "Page", "log_change", "message_user"}
 """Calls whose every argument a person may read."""
 SHOWN_AS = {"description", "help_text", "search_help_text", "verbose_name", "verbose_name_plural"}
 """Keyword arguments and class attributes that a person may read."""
-NAMES = {"Everifin"}
+NAMES = {"Everifin", "IBAN"}
 """The words that are the same in every language."""
 
 
@@ -261,7 +261,7 @@ class TestMarks:
     @pytest.mark.parametrize(
         "source",
         [
-            'Step("Again", url)',
+            'Action("Again", url)',
             'Notice(title=_("Oh"), text="It failed")',
             'self.message_user(request, f"{n} ended", SUCCESS)',
             'class A:\n    verbose_name = "Everifin"',

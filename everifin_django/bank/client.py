@@ -374,6 +374,7 @@ class Client:
     arequest = async_call(request)
 
     def _create(self, name: str, payment: pay.SinglePayment | pay.BulkPayment) -> str:
+        pay.check_way_back(payment)
         doubt = {"external_id": str(payment.external_id) if payment.external_id else None}
         body = pay.to_json(payment.body())
         return self._pay("POST", conf.api_paths[name], body, pay.created_id, doubt)

@@ -52,7 +52,7 @@ CURRENCY = re.compile(r"[A-Z]{3}")
 DIGITS = re.compile(r"[0-9]+")
 SYMBOLS = ("variable_symbol", "constant_symbol", "specific_symbol")
 NUMBERS_TOO = frozenset({*SYMBOLS, "external_id"})
-NEEDED_STRINGS = frozenset({"currency", "recipient_iban", "redirect_url", "name"})
+NEEDED_STRINGS = frozenset({"currency", "recipient_iban", "name"})
 MAX_LENGTH = 255
 MAX_LENGTHS: Mapping[str, int] = {
     "name": 255,
@@ -192,14 +192,14 @@ class SinglePayment(_PaymentBase):
     One payment from an account of the user.
 
     *redirect_url* is your page that the bank sends the user back to; its host must have a dot.
-    *payment_date* defaults to today. Without *sender_iban* the user chooses the account at
-    Everifin.
+    ``pay_once`` sets it, so leave it out there. *payment_date* defaults to today. Without
+    *sender_iban* the user chooses the account at Everifin.
     Errors: InvalidRequestError; ImproperlyConfigured without python-stdnum.
     Source: documented, but for *external_id*, the addresses and *priority*, which Everifin names
     for bulk items and in the detail only; set those to None if it should refuse one.
     """
 
-    redirect_url: str
+    redirect_url: str | None = None
     payment_date: date | None = None
     sender_iban: str | None = None
 
@@ -234,7 +234,7 @@ class BulkPayment:
 
     name: str
     sender_iban: str
-    redirect_url: str
+    redirect_url: str | None = None
     payments: tuple[BulkItem, ...]
     due_date: date | None = None
     external_id: str | int | uuid.UUID | None = field(default_factory=lambda: str(uuid.uuid4()))
@@ -340,7 +340,15 @@ def _check_symbols(sent: _PaymentBase) -> None:
         raise _wrong("reference", "symbolsOrReference", "left out where there is a symbol")
 
 
-def _check_redirect_url(url: str) -> None:
+def check_way_back(sent: SinglePayment | BulkPayment) -> None:
+    """Errors: InvalidRequestError for a payment without *redirect_url*, which Everifin requires."""
+    if sent.redirect_url is None:
+        raise _wrong("redirect_url", "required", "given")
+
+
+def _check_redirect_url(url: str | None) -> None:
+    if url is None:
+        return
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""

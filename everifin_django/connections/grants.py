@@ -11,17 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from urllib.parse import urljoin
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, OperationalError, router, transaction
 from django.db.models import F, QuerySet
 from django.dispatch import Signal
+from django.urls import reverse
 from django.utils import timezone
 
 from everifin_django.bank.client import Client, EndUser
+from everifin_django.bank.payments import BulkPayment, SinglePayment
 from everifin_django.conf import conf
-from everifin_django.connections import links, login_sessions, refresh, revocation
+from everifin_django.connections import ledger, links, login_sessions, refresh, revocation
 from everifin_django.connections.ends import ENDS_LOGIN, ON_PURPOSE
 from everifin_django.encryption import active_key
 from everifin_django.exceptions import (
@@ -31,7 +35,7 @@ from everifin_django.exceptions import (
     ScopeMissingError,
     TokenMissingError,
 )
-from everifin_django.models import BankToken, PendingRevocation
+from everifin_django.models import BankToken, Payment, PendingRevocation
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.oauth.id_token import Identity
 from everifin_django.secret import Secret
@@ -188,8 +192,15 @@ class Everifin(Client):
 
     _source: UserTokenSource
 
-    def __init__(self, user: Any, *, end_user: EndUser | None = None) -> None:
+    def __init__(
+        self,
+        user: Any,
+        *,
+        end_user: EndUser | None = None,
+        build_url: Callable[[str], str] | None = None,
+    ) -> None:
         self.user = user
+        self._build_url = build_url or _url_of_this_site
         super().__init__(UserTokenSource(user), end_user=end_user)
 
     def connection(self) -> BankToken | None:
@@ -234,6 +245,54 @@ class Everifin(Client):
 
     async def aensure_token(self, scopes: frozenset[str] = frozenset()) -> None:
         await sync_to_async(self.ensure_token)(scopes)
+
+    def pay_once(
+        self,
+        key: str | int | uuid.UUID,
+        payment: SinglePayment | BulkPayment,
+        *,
+        next_url: str = "",
+    ) -> Payment:
+        """
+        Return the payment under the site's own *key*, which is made once whatever happens.
+
+        Redirect to what it returns: its page leads the user through the payment, then to
+        *next_url*. A second call with the same key, at once or a year later, from any process,
+        sends nothing for a payment that was sent. Costs and errors as ``ledger.pay_once``.
+        """
+        return ledger.pay_once(
+            self,
+            self.user,
+            key,
+            payment,
+            return_url=self.payment_return_url,
+            next_url=next_url,
+        )
+
+    async def apay_once(
+        self,
+        key: str | int | uuid.UUID,
+        payment: SinglePayment | BulkPayment,
+        *,
+        next_url: str = "",
+    ) -> Payment:
+        return await sync_to_async(self.pay_once)(key, payment, next_url=next_url)
+
+    def payment_return_url(self, value: Secret) -> str:
+        """
+        Return the URL that the bank sends the user back to. Errors: ImproperlyConfigured if it is
+        not known what this site is called.
+        """
+        return self._build_url(reverse("everifin_django:payment_return", args=[value.reveal()]))
+
+
+def _url_of_this_site(path: str) -> str:
+    if conf.redirect_uri is None:
+        raise ImproperlyConfigured(
+            "Set EVERIFIN_REDIRECT_URI: a payment made without a request takes this site's host "
+            "from it."
+        )
+    return urljoin(conf.redirect_uri, path)
 
 
 class UserTokenSource:

@@ -25,9 +25,9 @@ from everifin_django.encryption import (
     seal,
 )
 from everifin_django.exceptions import TokenUnreadableError
-from everifin_django.models import BankToken, LoginSession, PendingRevocation
+from everifin_django.models import BankToken, LoginSession, Payment, PendingRevocation
 
-Sealed = type[BankToken] | type[PendingRevocation] | type[LoginSession]
+Sealed = type[BankToken] | type[PendingRevocation] | type[LoginSession] | type[Payment]
 
 COLUMNS: tuple[tuple[Sealed, TokenKind], ...] = (
     (BankToken, "access"),
@@ -37,6 +37,8 @@ COLUMNS: tuple[tuple[Sealed, TokenKind], ...] = (
     (LoginSession, "refresh"),
     (LoginSession, "id"),
     (LoginSession, "session_keys"),
+    (Payment, "payment"),
+    (Payment, "step"),
 )
 RESEALED, OVERTAKEN, UNREADABLE = "resealed", "overtaken", "unreadable"
 
@@ -46,7 +48,7 @@ def keys_in_use() -> Counter[str]:
     Return how many stored tokens are encrypted with each key, by key id; "unreadable" for what this
     app did not write.
 
-    Seven queries for one column each, read row by row.
+    A query for each column, read row by row.
     """
     found: Counter[str] = Counter()
     for model, kind in COLUMNS:

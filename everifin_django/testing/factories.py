@@ -31,6 +31,7 @@ __all__ = [
     "BankTokenFactory",
     "LoginLinkFactory",
     "LoginSessionFactory",
+    "LogoutSeenFactory",
     "PendingRevocationFactory",
     "SpentStateFactory",
     "UserFactory",

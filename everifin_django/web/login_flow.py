@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urljoin
 
 from django.conf import settings
 from django.contrib import auth
@@ -183,14 +183,19 @@ def redirect_uri(request: HttpRequest) -> str:
     Errors: ImproperlyConfigured without the setting when ALLOWED_HOSTS leaves it to the request
     what this site is called.
     """
+    return conf.redirect_uri or absolute_url(request, reverse("everifin_django:callback"))
+
+
+def absolute_url(request: HttpRequest, path: str) -> str:
+    """Return *path* with scheme and host of this site. Errors: as ``redirect_uri``."""
     if conf.redirect_uri:
-        return conf.redirect_uri
+        return urljoin(conf.redirect_uri, path)
     if not hosts_are_named():
         raise ImproperlyConfigured(
             "Set EVERIFIN_REDIRECT_URI: ALLOWED_HOSTS has a wildcard, so the address cannot be "
             "taken from the request."
         )
-    return request.build_absolute_uri(reverse("everifin_django:callback"))
+    return request.build_absolute_uri(path)
 
 
 def hosts_are_named() -> bool:

@@ -117,7 +117,6 @@ class TestWhatMayBeSent:
             ({"currency": 978}, "currency", "string"),
             ({"recipient_iban": None}, "recipientIban", "string"),
             ({"recipient_iban": 31}, "recipientIban", "string"),
-            ({"redirect_url": None}, "redirectUrl", "string"),
             ({"recipient_name": 5}, "recipientName", "string"),
             ({"variable_symbol": True}, "variableSymbol", "string"),
             ({"variable_symbol": 1.5}, "variableSymbol", "string"),

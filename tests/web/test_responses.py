@@ -271,7 +271,7 @@ class TestOtherFailures:
         assert connected.get(f"/accounts/{bobs}/").status_code == 404
 
     def test_what_the_developer_has_to_look_at_is_raised(self, everifin, connected, client):
-        everifin.faults.add("api", status=200, body="not json")
+        everifin.faults.add("api", status=200, body="[]")
         client.raise_request_exception = False
         assert connected.get("/accounts/").status_code == 500
 
