@@ -17,7 +17,7 @@ from django.urls import path, reverse
 from django.utils.translation import gettext, ngettext, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
 
-from everifin_django.models import BankToken, LoginLink, Payment, PendingRevocation
+from everifin_django.models import BankToken, LoginLink, Payment, PendingRevocation, primary
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # Django's own class takes no parameter at run time
@@ -124,11 +124,11 @@ class LoginLinkAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # as above
     def save_model(self, request: HttpRequest, obj: LoginLink, form: Any, change: Any) -> None:
         from everifin_django.connections import grants, links  # the HTTP client loads when needed
 
-        before = LoginLink.objects.select_related("user").get(pk=obj.pk)
+        before = primary(LoginLink).select_related("user").get(pk=obj.pk)
         if before.user_id == obj.user_id:
             return
         # Else the connection would keep the account from its new user.
-        connected = BankToken.objects.filter(user=before.user_id, identity_digest=before.digest)
+        connected = primary(BankToken).filter(user=before.user_id, identity_digest=before.digest)
         if connected.exists():
             grants.disconnect(before.user, "admin")
         links.move(before, obj.user)

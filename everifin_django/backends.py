@@ -26,7 +26,7 @@ from django.core.exceptions import (
     SuspiciousOperation,
     ValidationError,
 )
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, router, transaction
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 from django.views.decorators.debug import sensitive_variables
@@ -35,7 +35,7 @@ from everifin_django.conf import conf
 from everifin_django.connections import grants, links, revocation
 from everifin_django.encryption import active_key
 from everifin_django.exceptions import APIError, IdentityTakenError, LoginError, LoginRefusedError
-from everifin_django.models import BankToken, LoginLink
+from everifin_django.models import BankToken, LoginLink, primary
 from everifin_django.oauth import endpoints, id_token
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.oauth.id_token import Claims, Identity
@@ -159,7 +159,7 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
             return self._log_in(grant.claims, grant)
 
     def _log_in(self, claims: Claims, grant: Grant) -> Any:
-        with transaction.atomic():
+        with transaction.atomic(using=router.db_for_write(BankToken)):
             try:
                 user = self.get_or_create_user(None, None, claims)
             except LoginError:
@@ -188,7 +188,7 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
         identity = id_token.identity_of(claims)
         self.link = links.find(identity)
         if self.link is None:
-            if BankToken.objects.for_identity(identity).exists():
+            if primary(BankToken).filter(identity_digest=identity.digest).exists():
                 raise LoginError("login_not_allowed")
             return []
         if not links.may_log_in(self.link):
@@ -209,9 +209,11 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
             return None
         is_apart = field is not None and field.name != self.UserModel.USERNAME_FIELD
         more = {field.name: email} if is_apart else {}
+        alias = router.db_for_write(self.UserModel)
         try:
-            with transaction.atomic():
-                return self.UserModel.objects.create_user(self.get_username(claims), **more)
+            with transaction.atomic(using=alias):
+                users = self.UserModel.objects.db_manager(alias)
+                return users.create_user(self.get_username(claims), **more)
         except (AttributeError, TypeError, ValueError, ValidationError) as error:
             raise self._cannot_create(error) from error
         except IntegrityError as error:
@@ -232,7 +234,7 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
         return f"everifin-{secrets.token_hex(8)}"
 
     def _is_free(self, field: Any, email: str) -> bool:
-        taken = self.UserModel._default_manager.filter(**{f"{field.name}__iexact": email})
+        taken = primary(self.UserModel).filter(**{f"{field.name}__iexact": email})
         return bool(email) and not taken.exists()
 
     def _cannot_create(self, error: Exception) -> ImproperlyConfigured:

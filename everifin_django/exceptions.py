@@ -45,6 +45,8 @@ can be pickled and copied, as task queues do.
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.core.exceptions import SuspiciousOperation
 from django.http import Http404
 
@@ -169,8 +171,11 @@ class RefreshInTransactionError(TokenError):
     The token is overdue, and an open transaction has locked the database that a new one goes into.
 
     Mark the view with ``@everifin_required``: the token is then refreshed before the view's
-    transaction begins. Raised on SQLite only, before anything is sent.
+    transaction begins. Raised on SQLite only, before anything is sent. ``refresh_later`` is for the
+    middleware, which refreshes after the view's transaction has been rolled back.
     """
+
+    refresh_later: Any = None
 
 
 class APIError(EverifinError):
@@ -200,10 +205,11 @@ class APIError(EverifinError):
 class UnavailableError(APIError):
     """
     Everifin cannot answer for now. Stored tokens are kept; try again after ``retry_after_seconds``,
-    if it is set.
+    if it is set. ``refresh_later`` is set where a refresh has to wait for the end of a transaction.
     """
 
     retry_after_seconds: float | None = None
+    refresh_later: Any = None
 
 
 class UnreachableError(UnavailableError):

@@ -7,6 +7,7 @@ A page that does not use it costs one attribute to set and one to read.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,6 +26,9 @@ from everifin_django.models import LOGIN_SESSION_KEY
 __all__ = ["EverifinMiddleware"]
 
 SANDBOX_VISITOR = "192.0.2.1"
+AGAIN_SECONDS = 1
+
+logger = logging.getLogger(__name__)
 
 
 class EverifinMiddleware:
@@ -69,7 +73,11 @@ class EverifinMiddleware:
         return response
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        return _answer(request, exception) if isinstance(exception, EverifinError) else None
+        if not isinstance(exception, EverifinError):
+            return None
+        if getattr(exception, "refresh_later", None) is not None:
+            return _refresh_and_ask_again(request, exception)
+        return _answer(request, exception)
 
     def _process_view(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
@@ -167,6 +175,32 @@ def _absolute_url(request: HttpRequest, path: str) -> str:
     from everifin_django.web.login_flow import absolute_url  # as above
 
     return absolute_url(request, path)
+
+
+def _refresh_and_ask_again(request: HttpRequest, error: Any) -> HttpResponse | None:
+    """
+    Refresh what the view's transaction had no room for: Django has rolled it back by now, and the
+    request's own connection is free. The answer is 503; a page then loads itself again.
+    """
+    from everifin_django.connections.refresh import refresh_after_rollback  # as above
+    from everifin_django.web.responses import unavailable, wants_page
+
+    match = request.resolver_match
+    logger.warning(
+        "The view %s needed a new Everifin token inside its transaction, and has to be asked "
+        "again. Mark it with @everifin_required.",
+        match._func_path if match else "",
+    )
+    try:
+        refresh_after_rollback(error.refresh_later)
+    except EverifinError as failure:
+        if getattr(failure, "refresh_later", None) is not None:  # still inside a transaction
+            return unavailable(request, AGAIN_SECONDS)
+        return _answer(request, failure)
+    response = unavailable(request, AGAIN_SECONDS)
+    if request.method in ("GET", "HEAD") and wants_page(request):
+        response["Refresh"] = str(AGAIN_SECONDS)
+    return response
 
 
 def _answer(request: HttpRequest, error: Exception) -> HttpResponse | None:

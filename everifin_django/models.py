@@ -1,16 +1,19 @@
 """
-What is kept: one connection to Everifin for each user, the grants still to be ended there, and the
-login states spent.
+What is stored: one connection to Everifin for each user, the grants still to be ended there, and
+the login states that were used.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from django.conf import settings
-from django.db import models
+from django.db import connections as db_connections
+from django.db import models, router, transaction
 from django.db.models.functions import Now
 from django.urls import reverse
 from django.utils import timezone
@@ -24,46 +27,130 @@ if TYPE_CHECKING:
     from everifin_django.oauth.endpoints import TokenSet
     from everifin_django.oauth.id_token import Identity
 
-ALWAYS = datetime.min.replace(tzinfo=UTC)
+ModelT = TypeVar("ModelT", bound=models.Model)
+ViewT = TypeVar("ViewT", bound=Callable[..., Any])
+
 MANDATORY_SHARE = 4
 """
 The window in which nobody may use the old token any more is this part of the one in which a refresh
 is due.
 """
+LONGEST_LEASE_SECONDS = 3600
+LONGEST_PAUSE_SECONDS = 24 * 3600
+"""A lease or pause that ends later than this was not written by us, and is ignored."""
+LAST_VERSION = 2**62
+MOST_COUNTED = 1_000_000
+"""Counters of failures stop here, far below what their columns can hold."""
+
+
+def primary(model: type[ModelT]) -> models.QuerySet[ModelT]:
+    """
+    Return all rows of *model* in the database that is written to. No query.
+
+    Everything this app decides is decided by rows from here: a replica may be behind, and "default"
+    may be empty.
+    """
+    return model._default_manager.using(router.db_for_write(model))
+
+
+def database_of(row: models.Model) -> str:
+    """Return the alias of the database that *row* was read from."""
+    return row._state.db or router.db_for_write(type(row))
+
+
+def outside_transactions(view: ViewT) -> ViewT:
+    """Keep ATOMIC_REQUESTS of every database away from *view*. Django's own way knows one alias."""
+    for alias in db_connections:
+        view = transaction.non_atomic_requests(using=alias)(view)
+    return view
 
 
 class DatabaseNow(Now):
     """
-    The database's clock, in UTC. MySQL's own NOW follows the time zone of the connection, which
-    Django leaves alone.
+    The database's clock, as the columns of that database hold a datetime.
+
+    SQLite and MySQL store datetimes without an offset: in UTC, in the ``TIME_ZONE`` of the entry in
+    DATABASES, or with ``USE_TZ = False`` in the site's local time. Their own clocks are asked for
+    UTC and moved by today's offset of that zone; a comparison of two different zones would be wrong
+    by hours.
     """
 
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        moved = f"'NOW', '{utc_offset_seconds(connection):+d} seconds'"
+        template = f"STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', {moved})"
+        return self.as_sql(compiler, connection, template=template, **context)
+
     def as_mysql(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+        seconds = utc_offset_seconds(connection)
+        template = f"(UTC_TIMESTAMP(6) + INTERVAL {seconds:d} SECOND)"
+        return self.as_sql(compiler, connection, template=template, **context)
+
+
+def utc_offset_seconds(connection: Any) -> int:
+    """Return how far the zone in which *connection* stores datetimes is from UTC at present."""
+    # The time zone is None with USE_TZ = False: local time, as django.utils.timezone.now() has it.
+    offset = datetime.now(UTC).astimezone(connection.timezone).utcoffset() or timedelta()
+    return round(offset.total_seconds())
 
 
 def in_database_seconds(seconds: float) -> Any:
-    """Return the moment *seconds* from now by the database's clock, which all hosts share."""
+    """Return the time *seconds* from now by the database's clock, which all hosts share."""
     return models.ExpressionWrapper(
         DatabaseNow() + timedelta(seconds=seconds), output_field=models.DateTimeField()
     )
 
 
-class BankTokenQuerySet(models.QuerySet["BankToken"]):
-    def for_identity(self, identity: Identity) -> BankTokenQuerySet:
-        return self.filter(identity_digest=identity.digest)
+def is_over(column: str, longest_seconds: float) -> models.Q:
+    """
+    Return the condition that the time in *column* has passed by the database's clock, is not set,
+    or is further ahead than *longest_seconds*, which this app never writes.
+    """
+    return (
+        models.Q(**{column: None})
+        | models.Q(**{f"{column}__lt": DatabaseNow()})
+        | models.Q(**{f"{column}__gt": in_database_seconds(longest_seconds)})
+    )
 
+
+@dataclass(frozen=True, slots=True)
+class ConnectionVersion:
+    """
+    One version of one user's connection, as its reader saw it.
+
+    This is all that another thread or database connection is told of a connection: it must find the
+    same one there. *is_rejected* says that Everifin refused the access token of this version.
+    """
+
+    alias: str
+    connection_id: uuid.UUID
+    user_pk: Any
+    identity_digest: str | None
+    token_version: int
+    is_rejected: bool = False
+
+    def matches(self, row: BankToken | None) -> bool:
+        """Is *row* this connection, for the same identity, in this version or a later one?"""
+        return (
+            row is not None
+            and row.pk == self.connection_id
+            and row.user_id == self.user_pk
+            and row.identity_digest == self.identity_digest
+            and row.token_version >= self.token_version
+        )
+
+
+class BankTokenQuerySet(models.QuerySet["BankToken"]):
     def claimable(self) -> BankTokenQuerySet:
-        """Connections that nobody is refreshing and that may be tried again."""
+        """Return the connections that nobody is refreshing and that may be tried again."""
         return self.filter(
-            models.Q(lease_until=None) | models.Q(lease_until__lt=DatabaseNow()),
-            models.Q(retry_after=None) | models.Q(retry_after__lt=DatabaseNow()),
+            is_over("lease_until", LONGEST_LEASE_SECONDS),
+            is_over("retry_after", LONGEST_PAUSE_SECONDS),
             status=BankToken.Status.ACTIVE,
         )
 
-    def ended_before(self, moment: datetime) -> BankTokenQuerySet:
-        """Connections that had to be made again before *moment*, and still hold tokens."""
-        return self.filter(status=BankToken.Status.NEEDS_RECONNECT, updated_at__lt=moment).exclude(
+    def ended_before(self, when: datetime) -> BankTokenQuerySet:
+        """Return the connections that ended before *when*, and still hold tokens."""
+        return self.filter(status=BankToken.Status.NEEDS_RECONNECT, updated_at__lt=when).exclude(
             access_ciphertext="", refresh_ciphertext="", id_ciphertext=""
         )
 
@@ -72,8 +159,8 @@ class BankToken(models.Model):
     """
     A user's connection to Everifin.
 
-    The three tokens lie as ciphertext, bound to this row, its user and their column; ``values()``,
-    dumps, pickles and the admin hold nothing else. Only ``open_token`` decrypts.
+    The three tokens are stored as ciphertext, bound to this row, its user and their column;
+    ``values()``, dumps, pickles and the admin hold nothing else. Only ``open_token`` decrypts.
     """
 
     class Status(models.TextChoices):
@@ -82,7 +169,7 @@ class BankToken(models.Model):
         DISCONNECTED = "disconnected", pgettext_lazy("connection", "disconnected")
 
     class Health(models.TextChoices):
-        """What a person wants to know about a connection."""
+        """The state of a connection, in the words a user is told."""
 
         ACTIVE = "active", pgettext_lazy("connection", "connected")
         EXPIRING = "expiring", pgettext_lazy("connection", "connected, to be renewed soon")
@@ -94,6 +181,8 @@ class BankToken(models.Model):
         DISCONNECTED = "disconnected", pgettext_lazy("connection", "not connected")
 
     EXPIRING_WITHIN: ClassVar = timedelta(days=1)
+    REJECTION_PAUSE: ClassVar = timedelta(minutes=10)
+    """For how long a connection whose newest access token was refused is not refreshed for that."""
 
     id = models.UUIDField(_("connection id"), primary_key=True, default=uuid.uuid4, editable=False)
     user = models.OneToOneField(
@@ -133,6 +222,10 @@ class BankToken(models.Model):
     last_error = models.CharField(_("last error"), max_length=64, blank=True)
     # Why this site ended it; after an end on purpose, a login does not connect again.
     end_reason = models.CharField(max_length=32, blank=True, editable=False)
+    # All three by the database's clock.
+    refreshed_at = models.DateTimeField(null=True, editable=False, db_index=True)
+    refused_since = models.DateTimeField(null=True, editable=False)
+    rejected_at = models.DateTimeField(null=True, editable=False)
 
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     updated_at = models.DateTimeField(_("updated"), auto_now=True)
@@ -146,12 +239,28 @@ class BankToken(models.Model):
     def __str__(self) -> str:
         return str(self.pk)
 
+    @property
+    def next_version(self) -> int:
+        """The version after this one, which always fits into its column."""
+        return self.token_version + 1 if 0 <= self.token_version < LAST_VERSION else 1
+
+    def seen(self, *, is_rejected: bool = False) -> ConnectionVersion:
+        """Return which connection this is, and in which version."""
+        return ConnectionVersion(
+            database_of(self),
+            self.pk,
+            self.user_id,
+            self.identity_digest,
+            self.token_version,
+            is_rejected,
+        )
+
     def encryption_context(self, kind: TokenKind) -> EncryptionContext:
         return EncryptionContext(connection_id=str(self.pk), user_pk=str(self.user_id), kind=kind)
 
     def open_token(self, kind: TokenKind) -> Secret | None:
         """
-        Return the decrypted access, refresh or ID token; None where there is none.
+        Return the decrypted access, refresh or ID token; None if the connection has no such token.
 
         Errors: UnknownKeyError, TamperedError, MalformedError. The row is not touched.
         """
@@ -195,18 +304,18 @@ class BankToken(models.Model):
         return frozenset(self.scope.split())
 
     def due_at(self, margin_seconds: float) -> datetime:
-        """From when on the access token should be refreshed, though it can still be used."""
+        """Return when a refresh becomes due, although the access token can still be used."""
         return self._before_expiry(self._margin(margin_seconds))
 
     def overdue_at(self, margin_seconds: float) -> datetime:
-        """From when on the access token is too close to its end to be used."""
+        """Return when the access token is too close to its end to be used."""
         return self._before_expiry(self._margin(margin_seconds) / MANDATORY_SHARE)
 
     def health(self, now: datetime | None = None) -> Health:
         now = now or timezone.now()
         if self.status != self.Status.ACTIVE:
             return self.Health(self.status)
-        if self.failures:
+        if self.failures or self._was_rejected(now):
             return self.Health.DEGRADED
         return self.Health.EXPIRING if self._is_expiring(now) else self.Health.ACTIVE
 
@@ -216,6 +325,9 @@ class BankToken(models.Model):
         notice = min(self.EXPIRING_WITHIN, (self.refresh_expires_at - self.issued_at) / 4)
         return self.refresh_expires_at - now <= notice
 
+    def _was_rejected(self, now: datetime) -> bool:
+        return self.rejected_at is not None and now - self.rejected_at < self.REJECTION_PAUSE
+
     def _margin(self, margin_seconds: float) -> timedelta:
         """
         The margin, but at most half the token's life: a 4-second token must not be refreshed for
@@ -223,10 +335,16 @@ class BankToken(models.Model):
         """
         if self.access_expires_at is None or self.issued_at is None:
             return timedelta(seconds=margin_seconds)
-        return min(timedelta(seconds=margin_seconds), (self.access_expires_at - self.issued_at) / 2)
+        half_of_its_life = max(timedelta(), (self.access_expires_at - self.issued_at) / 2)
+        return min(timedelta(seconds=margin_seconds), half_of_its_life)
 
     def _before_expiry(self, margin: timedelta) -> datetime:
-        return self.access_expires_at - margin if self.access_expires_at is not None else ALWAYS
+        """Shape: a datetime like ``timezone.now()``'s; in the past for a token without an end."""
+        end = self.access_expires_at
+        try:
+            return timezone.now() - margin if end is None else end - margin
+        except OverflowError:  # in the first days of the year 1
+            return end or timezone.now()
 
 
 class LoginLink(models.Model):
@@ -266,8 +384,8 @@ class PendingRevocation(models.Model):
     """
     The outbox: a refresh token that still has to be ended at Everifin.
 
-    The ciphertext moves here as it is, with the names of the place it was sealed for: so ending a
-    connection needs no key, and a key fault cannot stop a user from being deleted.
+    The ciphertext moves here as it is, with the connection and user that it was encrypted for. So
+    ending a connection needs no key, and a key fault cannot stop a user from being deleted.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -289,7 +407,7 @@ class PendingRevocation(models.Model):
         return f"{self.connection_id} ({self.reason})"
 
     def encryption_context(self, kind: TokenKind) -> EncryptionContext:
-        """Where the token was sealed: in its connection, not here."""
+        """Return the context the token was encrypted for: its connection's."""
         return EncryptionContext(str(self.connection_id), self.user_pk, kind)
 
     def open_token(self) -> Secret:
@@ -442,8 +560,8 @@ class Payment(models.Model):
 
 class SpentState(models.Model):
     """
-    The hash of a login state that came back, or of a logout token's id: inserting it a second time
-    fails, so it serves once.
+    The hash of a login state that was used, or of a logout token's id. Inserting it a second time
+    fails, so each can be used once.
     """
 
     digest = models.CharField(max_length=64, primary_key=True)

@@ -1,6 +1,6 @@
 """
-What ends a grant although nobody pressed a button: a connection or user that is deleted, a user who
-is deactivated, a logout.
+Signal receivers that end a grant: when a connection or user is deleted, when a user is deactivated,
+and at logout.
 """
 
 from __future__ import annotations
@@ -8,11 +8,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_out
-from django.db.models.signals import post_save, pre_delete
+from django.db.models import Model
+from django.db.models.signals import class_prepared, post_save, pre_delete
 
 from everifin_django.models import LOGIN_SESSION_KEY, BankToken, LoginSession
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +30,24 @@ def connect() -> None:
         sender=LoginSession,
         dispatch_uid="everifin_django.pre_delete_login_session",
     )
-    # For every sender: a user may be saved as a proxy or a child of the user model.
-    post_save.connect(disconnect_inactive_user, dispatch_uid="everifin_django.post_save")
+    for model in apps.get_models():
+        watch_users(model)
+    class_prepared.connect(watch_users, dispatch_uid="everifin_django.class_prepared")
     user_logged_out.connect(note_logout, dispatch_uid="everifin_django.user_logged_out")
 
 
+def watch_users(sender: type[Model], **kwargs: Any) -> None:
+    """
+    Listen to *sender* being saved if it is the user model, a proxy or a child of it: a user may be
+    saved as any of these. No other model of the site is listened to.
+    """
+    if issubclass(sender, get_user_model()):
+        uid = f"everifin_django.post_save.{sender._meta.label}"
+        post_save.connect(disconnect_inactive_user, sender=sender, dispatch_uid=uid)
+
+
 def enqueue_refresh_token(sender: Any, instance: BankToken, using: str, **kwargs: Any) -> None:
-    """
-    The row goes, by whatever way: its live refresh token goes to the outbox in the same
-    transaction.
-    """
+    """A connection is being deleted: its refresh token goes to the outbox in that transaction."""
     from everifin_django.connections.revocation import (
         enqueue_on_delete,  # the HTTP client loads when it is needed
     )
@@ -52,9 +64,7 @@ def enqueue_grant_of_login(sender: Any, instance: LoginSession, using: str, **kw
 
 def disconnect_inactive_user(sender: Any, instance: Any, **kwargs: Any) -> None:
     """A user who may not log in any more has no access to their bank through this site either."""
-    if not isinstance(instance, get_user_model()) or instance.is_active:
-        return
-    if not kwargs["created"] and not kwargs["raw"]:
+    if not (instance.is_active or kwargs["created"] or kwargs["raw"]):
         from everifin_django.connections import grants, links, login_sessions  # as above
 
         grants.disconnect(instance, "user_inactive")

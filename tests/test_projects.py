@@ -16,6 +16,7 @@ PROJECTS = {
     "by_email": ["projects/users.py", "projects/by_email/tests.py"],
     "uuid_key": ["projects/users.py", "projects/uuid_key/tests.py"],
     "bare": ["projects/users.py", "projects/bare/tests.py"],
+    "tenants": ["projects/tenants/tests.py"],
     "allauth": ["test_beside.py", "projects/allauth/tests.py"],
 }
 LONGEST_SECONDS = 240

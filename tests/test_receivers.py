@@ -15,6 +15,7 @@ from django.urls import include, path
 
 from everifin_django.connections import grants
 from everifin_django.models import BankToken, PendingRevocation
+from tests.support.grants import refresh_again
 
 
 def own_logout(request: HttpRequest) -> HttpResponse:
@@ -100,7 +101,7 @@ class TestDeletion:
         self, everifin, user, token, delete
     ):
         read_before = BankToken.objects.select_related("user").get()
-        grants.get_access_token(user, rejected_version=1)
+        refresh_again(user)
         delete(read_before)
         assert PendingRevocation.objects.get().refresh_ciphertext != token
         call_command("everifin_revoke_pending")
@@ -111,7 +112,7 @@ class TestDeletion:
     ):
         collector = Collector(using=DEFAULT_DB_ALIAS)
         collector.collect([user])
-        grants.get_access_token(user, rejected_version=1)
+        refresh_again(user)
         collector.delete()
         assert PendingRevocation.objects.get().refresh_ciphertext != token
         call_command("everifin_revoke_pending")
@@ -227,3 +228,18 @@ class TestOtherSenders:
         request.session = Client().session
         user_logged_out.send(type(user), request=request, user=user)
         assert BankToken.objects.get().status == "active"
+
+
+def test_no_other_model_of_the_site_is_listened_to(django_user_model):
+    from django.contrib.auth.models import Group
+    from django.contrib.sessions.models import Session
+    from django.db.models.signals import post_save
+
+    from everifin_django.receivers import disconnect_inactive_user
+
+    def is_heard(model):
+        found = post_save._live_receivers(model)
+        return any(disconnect_inactive_user in each for each in found)
+
+    assert is_heard(django_user_model)
+    assert not any(map(is_heard, (Group, Session, BankToken)))

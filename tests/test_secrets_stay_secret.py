@@ -177,6 +177,7 @@ class Walk:
     def refresh(self) -> None:
         self.expire()
         self.look("/accounts/", expect=200)
+        BankToken.objects.update(refreshed_at=None)
         self.everifin.expire_access_tokens()
         self.look("/accounts/", expect=200)
         for fault in FAULTS:

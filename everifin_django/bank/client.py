@@ -73,6 +73,9 @@ class TokenSource(Protocol):
     def refresh(self, rejected: Secret) -> Secret:
         """Return another one, because Everifin refused *rejected*."""
 
+    def reject(self, rejected: Secret) -> None:
+        """Take note that Everifin refused the one that ``refresh`` gave, too. May raise."""
+
 
 @dataclass(frozen=True, slots=True)
 class EndUser:
@@ -426,6 +429,8 @@ class Client:
         if errors.refuses_token(answer):
             token = self._source.refresh(token)
             answer = self._pay_once(token, method, path, body, doubt, headers)
+            if errors.refuses_token(answer):
+                self._source.reject(token)
         if errors.leaves_doubt(answer):
             raise _uncertain(method, path, doubt, answer)
         try:
@@ -456,9 +461,11 @@ class Client:
         """The answer to a request, which is sent once more after a refused token."""
         token = self._source.get()
         answer = self._send(token, method, path, params, content)
-        # What only reads may be sent again after any 401.
-        if errors.refuses_token(answer) or (_is_reading(method) and answer.status == 401):
-            answer = self._send(self._source.refresh(token), method, path, params, content)
+        if _refuses_token(method, answer):
+            token = self._source.refresh(token)
+            answer = self._send(token, method, path, params, content)
+            if _refuses_token(method, answer):
+                self._source.reject(token)
         return answer
 
     def _list(self, decode: Callable[[Any], R], path: str, params: Mapping[str, str]) -> Rows[R]:
@@ -511,6 +518,11 @@ class Client:
             max_bytes=MAX_BYTES,
             fresh_connection=fresh,
         )
+
+
+def _refuses_token(method: str, answer: Answer) -> bool:
+    """Was the token refused? What only reads may be sent again after any 401."""
+    return errors.refuses_token(answer) or (_is_reading(method) and answer.status == 401)
 
 
 def _is_reading(method: str) -> bool:

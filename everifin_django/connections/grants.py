@@ -1,6 +1,6 @@
 """
-The life of a user's tokens: saved, lent, ended; and ``everifin_for(user)``, the bank API as that
-user.
+A user's grant: stored, used for access tokens, ended; and ``everifin_for(user)``, the bank API as
+that user.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ from everifin_django.exceptions import (
     ScopeMissingError,
     TokenMissingError,
 )
-from everifin_django.models import BankToken, Payment, PendingRevocation
+from everifin_django.models import (
+    BankToken,
+    ConnectionVersion,
+    Payment,
+    PendingRevocation,
+    database_of,
+    primary,
+)
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.oauth.id_token import Identity
 from everifin_django.secret import Secret
@@ -49,29 +56,32 @@ SAVE_TRIES = 5
 @dataclass(frozen=True, slots=True)
 class AccessToken:
     """
-    An access token on loan until *overdue_at*, with the version of the connection it came from.
+    An access token that is good to use until *overdue_at*, and the version of the connection that
+    it belongs to.
     """
 
     token: Secret
-    version: int
+    source: ConnectionVersion
     scopes: frozenset[str]
     overdue_at: datetime
 
+    @property
+    def version(self) -> int:
+        return self.source.token_version
 
-def get_access_token(user: Any, *, rejected_version: int | None = None) -> AccessToken:
+
+def get_access_token(user: Any, *, rejected: AccessToken | None = None) -> AccessToken:
     """
     Return an access token for *user* that is good to use.
 
-    One query and one decryption when the stored token is fresh; else, and for errors, as
-    ``refresh.ensure_fresh``.
+    One query and one decryption when the stored token is fresh. With *rejected*, a token that
+    Everifin refused, another one. Otherwise, and for errors, as ``refresh.ensure_fresh``.
     """
-    row = refresh.ensure_fresh(user, rejected_version=rejected_version)
+    row = refresh.ensure_fresh(user, rejected=rejected.source if rejected else None)
     token = row.open_token("access")
     if token is None:
         raise TokenMissingError("The user has no connection to Everifin.")
-    return AccessToken(
-        token, row.token_version, row.scopes, row.overdue_at(conf.refresh_margin_seconds)
-    )
+    return AccessToken(token, row.seen(), row.scopes, row.overdue_at(conf.refresh_margin_seconds))
 
 
 def save_grant(
@@ -149,10 +159,12 @@ def disconnect(user: Any, reason: str = "disconnected") -> bool:
     pending = end(user, reason)
     if pending is None:
         return True
-    if refresh.in_transaction():
+    if refresh.in_transaction(database_of(pending)):
         # A rollback brings the connection back, and its grant must still be alive then.
         # A function: Django 5.2 cannot name a partial when it fails.
-        transaction.on_commit(lambda: revocation.revoke(pending), using=alias(), robust=True)
+        transaction.on_commit(
+            lambda: revocation.revoke(pending), using=database_of(pending), robust=True
+        )
         return False
     return revocation.revoke(pending)
 
@@ -174,7 +186,8 @@ def mark_disconnected(connection: BankToken, reason: str) -> None:
     End a connection whose session Everifin has ended by itself, unless it was connected again since
     it was read. One statement, no request.
     """
-    same_session = BankToken.objects.using(alias()).filter(pk=connection.pk, sid=connection.sid)
+    rows = BankToken.objects.using(database_of(connection))
+    same_session = rows.filter(pk=connection.pk, sid=connection.sid)
     if same_session.exclude(status=BankToken.Status.DISCONNECTED).update(
         **_ended(reason), token_version=F("token_version") + 1
     ):
@@ -210,7 +223,7 @@ class Everifin(Client):
         """
         if not self.user.is_authenticated:
             return None
-        return BankToken.objects.filter(user=self.user).first()
+        return primary(BankToken).filter(user=self.user).first()
 
     async def aconnection(self) -> BankToken | None:
         return await sync_to_async(self.connection)()
@@ -297,7 +310,8 @@ def _url_of_this_site(path: str) -> str:
 
 class UserTokenSource:
     """
-    Gives the client one user's access token, and a newer one when Everifin refuses it.
+    Gives the client one user's access token, and a newer one when Everifin refuses it. Threads may
+    share it.
     """
 
     def __init__(self, user: Any) -> None:
@@ -305,17 +319,33 @@ class UserTokenSource:
         self._access_token: AccessToken | None = None
 
     def access_token(self) -> AccessToken:
-        if self._access_token is None or self._access_token.overdue_at <= timezone.now():
-            self._access_token = get_access_token(self._user)
-        return self._access_token
+        current = self._access_token
+        if current is None or current.overdue_at <= timezone.now():
+            current = self._access_token = get_access_token(self._user)
+        return current
 
     def get(self) -> Secret:
         return self.access_token().token
 
     def refresh(self, rejected: Secret) -> Secret:
-        version = self._access_token.version if self._access_token is not None else None
-        self._access_token = get_access_token(self._user, rejected_version=version)
+        """
+        Return another token than *rejected*: the one that another thread or process has stored
+        since, else a new one.
+        """
+        current = self._access_token
+        if current is None or current.token != rejected:
+            return self.get()
+        self._access_token = get_access_token(self._user, rejected=current)
         return self._access_token.token
+
+    def reject(self, rejected: Secret) -> None:
+        """
+        Take note that Everifin refused the token which ``refresh`` gave for a refused one. Errors:
+        UnavailableError; none for a token that another thread has replaced since.
+        """
+        current = self._access_token
+        if current is not None and current.token == rejected:
+            refresh.reject(self._user, current.source)
 
 
 def everifin_for(user: Any) -> Everifin:
@@ -341,6 +371,9 @@ EMPTY_COLUMNS: dict[str, Any] = {
     "retry_after": None,
     "failures": 0,
     "last_error": "",
+    "refreshed_at": None,
+    "refused_since": None,
+    "rejected_at": None,
 }
 _NO_IDENTITY: dict[str, Any] = {"issuer": "", "subject": "", "identity_digest": None}
 
@@ -352,14 +385,14 @@ def alias() -> str:
 def _end(user: Any, reason: str) -> tuple[BankToken | None, PendingRevocation | None]:
     """The connection as it was before it was ended here, and its entry in the outbox."""
     while True:
-        row = BankToken.objects.using(alias()).filter(user=user).first()
+        row = primary(BankToken).filter(user=user).first()
         with transaction.atomic(using=alias()):
             if reason in ON_PURPOSE:
                 links.remove_made_by_connecting(user)
             if row is None or _has_ended(row, reason):
                 return None, None
             was_live = row.status != BankToken.Status.DISCONNECTED
-            if same_version(row).update(**_ended(reason), token_version=row.token_version + 1):
+            if same_version(row).update(**_ended(reason), token_version=row.next_version):
                 if reason not in ENDS_LOGIN:
                     login_sessions.detach(row.sid)
                 return (row, revocation.enqueue(row, reason)) if was_live else (None, None)
@@ -381,7 +414,7 @@ def _ended(reason: str) -> dict[str, Any]:
         **EMPTY_COLUMNS,
         **(_NO_IDENTITY if reason in ON_PURPOSE else {}),
         "status": BankToken.Status.DISCONNECTED,
-        "end_reason": reason,
+        "end_reason": reason[:32],
         "updated_at": timezone.now(),
     }
 
@@ -440,7 +473,7 @@ def _announce(signal: Signal, user: Any, row: BankToken, **more: Any) -> None:
     def send() -> None:
         signal.send_robust(sender=BankToken, user=user, connection_id=row.pk, **more)
 
-    transaction.on_commit(send, using=alias(), robust=True)
+    transaction.on_commit(send, using=database_of(row), robust=True)
 
 
 def _connection_of(user: Any, identity: Identity | None) -> BankToken | None:
@@ -449,9 +482,9 @@ def _connection_of(user: Any, identity: Identity | None) -> BankToken | None:
 
     Errors: IdentityTakenError if *identity* is connected to another user.
     """
-    rows = BankToken.objects.using(alias()).filter(user=user)
+    rows: Any = primary(BankToken).filter(user=user)
     if identity is not None:
-        rows |= BankToken.objects.using(alias()).for_identity(identity)
+        rows |= primary(BankToken).filter(identity_digest=identity.digest)
     found = {row.user_id: row for row in rows}
     if found.keys() - {user.pk}:
         raise IdentityTakenError
@@ -475,7 +508,7 @@ def _save(
         **_identity_columns(row, identity),
         "status": BankToken.Status.ACTIVE,
         "end_reason": "",
-        "token_version": row.token_version + 1,
+        "token_version": row.next_version,
         "updated_at": timezone.now(),
     }
     if row._state.adding:

@@ -75,7 +75,7 @@ def end_inactive() -> int:
     """
     if not _has_active_column():
         return 0
-    users: Any = get_user_model()._base_manager
+    users: Any = get_user_model()._base_manager.using(router.db_for_write(get_user_model()))
     has_connection = Q(bank_token__isnull=False) & ~Q(
         bank_token__status=BankToken.Status.DISCONNECTED
     )

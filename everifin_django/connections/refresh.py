@@ -26,19 +26,22 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
-from django.db import InterfaceError, OperationalError, connections, router, transaction
+from django.db import Error as DatabaseFault
+from django.db import connections as db_connections
+from django.db import router, transaction
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from everifin_django.conf import conf
-from everifin_django.connections import revocation
+from everifin_django.connections import own_connection, revocation
 from everifin_django.encryption import Key, active_key
 from everifin_django.exceptions import (
     AnswerLostError,
@@ -51,7 +54,16 @@ from everifin_django.exceptions import (
     UnavailableError,
     UnreachableError,
 )
-from everifin_django.models import BankToken, DatabaseNow, in_database_seconds
+from everifin_django.models import (
+    LONGEST_LEASE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    MOST_COUNTED,
+    BankToken,
+    ConnectionVersion,
+    DatabaseNow,
+    database_of,
+    in_database_seconds,
+)
 from everifin_django.oauth.endpoints import TokenSet, refresh
 from everifin_django.oauth.id_token import Identity, is_about
 from everifin_django.secret import Secret
@@ -69,15 +81,14 @@ CLIENT_REFUSED_PAUSE_SECONDS = 5
 SENDING_SHARE = 0.5
 ANSWER_LOST = "answer_lost"
 NO_ACCESS_TOKEN = "no_access_token"  # noqa: S105 - a reason
-LIMIT_LOCK_WAITS = {
-    "sqlite": "PRAGMA busy_timeout = 2000",
-    "postgresql": "SET lock_timeout = '2s'",
-    "mysql": "SET innodb_lock_wait_timeout = 2",
-}
-"""How long a refresh waits for the transaction that waits for it, by database."""
-
+REFUSED_SECONDS = 3600
+NEW_TOKEN_SECONDS = 3
+REJECTED_PAUSE_SECONDS = 60
+REJECTED_CONNECTIONS = 3
 EXPIRED_ANSWER_PAUSE_SECONDS = 5
+AFTER_ROLLBACK_SECONDS = 1
 CLIENT_ERRORS = frozenset({"invalid_client", "unauthorized_client"})
+TEMPORARY_ERRORS = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
 ENDING_ERRORS = {
     "invalid_grant": "invalid_grant",
     "invalid_scope": "consent_withdrawn",
@@ -90,38 +101,111 @@ refresh token.
 """
 
 
-def ensure_fresh(user: Any, *, rejected_version: int | None = None) -> BankToken:
+def ensure_fresh(user: Any, *, rejected: ConnectionVersion | None = None) -> BankToken:
     """
     Return the user's connection with an access token that is good to use.
 
     One query while the token is fresh. When it is due, one process sends one request; when it is
-    overdue, the others wait for the new one, at most EVERIFIN_DEADLINE_SECONDS. With
-    *rejected_version* (Everifin refused that token) the token counts as overdue until the version
-    has moved on.
+    overdue, the others wait for the new one, at most EVERIFIN_DEADLINE_SECONDS. *rejected* is the
+    version whose access token Everifin refused: it is refreshed if it is still the stored one, and
+    not if it came from a refresh just now, or if the one before did not help.
 
     Errors: TokenMissingError, ConsentExpiredError, TokenUnreadableError, UnavailableError;
     RefreshInTransactionError on SQLite, when the token is overdue inside a transaction that has
     locked the database.
     """
-    reading = None
-    if rejected_version is None:
-        reading = _read(user, None)
-        if not reading.is_due or (reading.is_usable and in_transaction()):
-            return reading.row
-    # Nothing is read here for a token that was rejected: on SQLite that alone would lock out the
-    # connection that refreshes.
-    if in_transaction():
-        return _refreshed_outside_transaction(user, rejected_version)
-    return _refreshed(user, rejected_version, reading)
+    if not user.is_active:
+        raise TokenMissingError("The user is not active, so nothing is read in their name.")
+    if rejected is not None:
+        # Nothing is read here: on SQLite that alone would lock out the connection that refreshes.
+        return _refreshed(user, replace(rejected, is_rejected=True))
+    row = read_connection(user)
+    margin, now = conf.refresh_margin_seconds, timezone.now()
+    if now < row.due_at(margin):
+        return row
+    seen = row.seen()
+    if now < row.overdue_at(margin) and in_transaction(seen.alias):
+        return row
+    return _refreshed(user, seen)
 
 
-def in_transaction() -> bool:
+def read_connection(user: Any) -> BankToken:
+    """
+    Return what the user's connection needs to give a fresh token. One query of ten columns, without
+    order or clock; the other columns are loaded when they are asked for.
+
+    Written as SQL, because building the same query with the ORM takes several times as long as
+    running it. Nothing is kept for the next call.
+    Errors: TokenMissingError, ConsentExpiredError.
+    """
+    alias = router.db_for_write(BankToken)
+    connection = db_connections[alias]
+    quote: Any = connection.ops.quote_name
+    columns = ", ".join(quote(column) for column in FRESH_COLUMNS)
+    where = quote(USER_FIELD.column)
+    sql = f"SELECT {columns} FROM {quote(BankToken._meta.db_table)} WHERE {where} = %s"  # noqa: S608 - our own names
+    user_pk = USER_FIELD.get_db_prep_value(user.pk, connection)
+    rows = list(BankToken.objects.using(alias).raw(sql, [user_pk]))
+    row = _connected(rows[0] if rows else None)
+    row.user = user
+    return row
+
+
+USER_FIELD: Any = BankToken._meta.get_field("user")
+FRESH_COLUMNS: tuple[Any, ...] = tuple(
+    BankToken._meta.get_field(name).column  # type: ignore[union-attr]  # no relation to us
+    for name in (
+        "id",
+        "user",
+        "identity_digest",
+        "status",
+        "token_version",
+        "last_error",
+        "access_ciphertext",
+        "scope",
+        "issued_at",
+        "access_expires_at",
+    )
+)
+
+
+def refresh_after_rollback(seen: ConnectionVersion) -> None:
+    """
+    Refresh the connection that a transaction had no room to refresh, once it has been rolled back.
+
+    *seen* is the ``refresh_later`` of the error that said so. The connection is found by its id on
+    the database connection of the request, or not at all. One query for the user, then as
+    ``ensure_fresh``, whose errors it has.
+    """
+    rows = BankToken.objects.using(seen.alias).select_related("user")
+    row = rows.filter(pk=seen.connection_id).first()
+    if not seen.matches(row) or row is None:
+        raise _later(seen)
+    if not row.user.is_active:
+        raise TokenMissingError("The user is not active, so nothing is read in their name.")
+    _refreshed(row.user, seen)
+
+
+def reject(user: Any, rejected: ConnectionVersion) -> NoReturn:
+    """
+    Write down that Everifin refused the access token that came in place of a refused one: it is the
+    bank API that fails, and more refreshes would not help. One statement.
+
+    Errors: UnavailableError, always.
+    """
+    is_of_a_test = own_connection.is_of_a_test(db_connections[rejected.alias])
+    if in_transaction(rejected.alias) and not is_of_a_test:
+        raise _later(replace(rejected, is_rejected=True))
+    _note_rejection(rejected)
+    raise _unavailable(REJECTED_PAUSE_SECONDS)
+
+
+def in_transaction(alias: str) -> bool:
     """
     Is a transaction open that could roll back what is written now? One that a TestCase wraps around
-    a test is not.
+    a test does not count.
     """
-    alias = _alias()
-    connection = connections[alias]
+    connection = db_connections[alias]
     if not connection.in_atomic_block:
         return not connection.get_autocommit()
     try:
@@ -133,17 +217,21 @@ def in_transaction() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """A connection as the database has it at one moment, and what may be done with it."""
+    """A connection as the database has it now, and what may be done with it."""
 
     row: BankToken
     now: datetime
     database_now: datetime
-    rejected_version: int | None
+    seen: ConnectionVersion
+
+    @property
+    def is_rejected(self) -> bool:
+        return self.seen.is_rejected and self.row.token_version == self.seen.token_version
 
     @property
     def is_usable(self) -> bool:
-        is_rejected = self.row.token_version == self.rejected_version
-        return not is_rejected and self.now < self.row.overdue_at(conf.refresh_margin_seconds)
+        is_overdue = self.now >= self.row.overdue_at(conf.refresh_margin_seconds)
+        return not is_overdue and not self.is_rejected
 
     @property
     def is_due(self) -> bool:
@@ -153,23 +241,48 @@ class _Reading:
 
     @property
     def is_leased(self) -> bool:
-        return self.row.lease_until is not None and self.row.lease_until >= self.database_now
+        return 0 <= self._seconds_until(self.row.lease_until) <= LONGEST_LEASE_SECONDS
 
     @property
     def pause_seconds(self) -> float:
         """How long Everifin is to be left alone after a failure."""
-        if self.row.retry_after is None:
+        seconds = self._seconds_until(self.row.retry_after)
+        return seconds if 0 < seconds <= LONGEST_PAUSE_SECONDS else 0
+
+    @property
+    def is_new(self) -> bool:
+        """Did the token come from a refresh just now?"""
+        if self.row.refreshed_at is None:
+            return False
+        row, longest = self.row, float(NEW_TOKEN_SECONDS)
+        if row.access_expires_at is not None and row.issued_at is not None:
+            longest = min(longest, (row.access_expires_at - row.issued_at).total_seconds() / 4)
+        return 0 <= -self._seconds_until(row.refreshed_at) < longest
+
+    @property
+    def rejected_pause_seconds(self) -> float:
+        """How long a refused token is no reason for a refresh, after one that did not help."""
+        if self.row.rejected_at is None:
             return 0
-        return max(0.0, (self.row.retry_after - self.database_now).total_seconds())
+        longest = BankToken.REJECTION_PAUSE.total_seconds()
+        seconds = longest + self._seconds_until(self.row.rejected_at)
+        return seconds if 0 < seconds <= longest else 0
+
+    def _seconds_until(self, when: datetime | None) -> float:
+        return -1.0 if when is None else (when - self.database_now).total_seconds()
 
 
-def _refreshed(
-    user: Any, rejected_version: int | None, reading: _Reading | None = None
-) -> BankToken:
-    """Claim, send and store; or wait for whoever does. *reading* is what was read just now."""
-    deadline = time.monotonic() + conf.deadline_seconds
+def _refreshed(user: Any, seen: ConnectionVersion) -> BankToken:
+    is_of_a_test = own_connection.is_of_a_test(db_connections[seen.alias])
+    if in_transaction(seen.alias) and not is_of_a_test:
+        return _refreshed_in_transaction(user, seen)
+    return _refreshed_here(user, seen, time.monotonic() + conf.deadline_seconds)
+
+
+def _refreshed_here(user: Any, seen: ConnectionVersion, deadline: float) -> BankToken:
+    """Claim, send and store; or wait for the process that does."""
     while True:
-        reading = reading or _read(user, rejected_version)
+        reading = _read(user, seen)
         if not reading.is_due:
             return reading.row
         row = _try(reading, deadline)
@@ -178,14 +291,17 @@ def _refreshed(
         if time.monotonic() >= deadline:
             raise _unavailable(POLL_SECONDS[1])
         time.sleep(random.uniform(*POLL_SECONDS))  # noqa: S311 - spreads the waiting, hides nothing
-        reading = None
 
 
 def _try(reading: _Reading, deadline: float) -> BankToken | None:
-    """The connection refreshed, or as it is while usable; None if somebody is refreshing it."""
+    """
+    The connection refreshed, or as it is while usable; None if another process is refreshing it.
+    """
     try:
         if not reading.is_leased:
-            if pause_seconds := max(reading.pause_seconds, client_pause.seconds_left):
+            if reading.is_rejected:
+                _check_that_a_refresh_may_help(reading)
+            if pause_seconds := max(reading.pause_seconds, endpoint_pause.seconds_left):
                 raise _unavailable(pause_seconds)
             attempt = Attempt(reading.row, deadline)
             if attempt.has_time and attempt.claim():
@@ -196,43 +312,86 @@ def _try(reading: _Reading, deadline: float) -> BankToken | None:
     return reading.row if reading.is_usable else None
 
 
-def _refreshed_outside_transaction(user: Any, rejected_version: int | None) -> BankToken:
+def _check_that_a_refresh_may_help(reading: _Reading) -> None:
+    """Errors: UnavailableError if the bank API refuses tokens that are new."""
+    if reading.is_new:
+        _note_rejection(reading.seen)
+        raise _unavailable(REJECTED_PAUSE_SECONDS)
+    if seconds := max(reading.rejected_pause_seconds, rejected_tokens.pause.seconds_left):
+        raise _unavailable(min(seconds, REJECTED_PAUSE_SECONDS))
+
+
+def _note_rejection(seen: ConnectionVersion) -> None:
+    rows = BankToken.objects.using(seen.alias).filter(pk=seen.connection_id)
+    rows.filter(token_version=seen.token_version).update(rejected_at=DatabaseNow())
+    rejected_tokens.add(seen.connection_id)
+    logger.error(
+        "Everifin's bank API refused a new access token of connection %s. It is not refreshed "
+        "for that reason again for %d minutes.",
+        seen.connection_id,
+        BankToken.REJECTION_PAUSE.total_seconds() // 60,
+    )
+
+
+def _refreshed_in_transaction(user: Any, seen: ConnectionVersion) -> BankToken:
     """
     Refresh over a database connection of its own, so that a rollback of the open transaction cannot
     lose the new tokens.
 
-    Why a thread: Django keeps one connection for each thread and alias, and a new one needs no
-    configuration. The open transaction does nothing meanwhile, so if it has locked what the claim
-    writes, the claim gives up and nothing is sent; and if it has not, it will not lock the store.
+    Errors: UnavailableError or RefreshInTransactionError, with ``refresh_later``, if that is not
+    possible: a lock is held, or the other connection does not see this connection.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="everifin-refresh") as executor:
-        row = executor.submit(_refreshed_over_own_connection, user, rejected_version).result()
-    if row is not None:
-        return row
-    if connections[_alias()].vendor == "sqlite":
-        raise RefreshInTransactionError(
+    deadline = time.monotonic() + conf.deadline_seconds
+    try:
+        row = own_connection.run(
+            seen.alias, lambda: _refreshed_over_own_connection(user, seen, deadline), deadline
+        )
+    except (DatabaseFault, own_connection.BusyError):
+        row = None
+    if row is None or not seen.matches(row):
+        raise _later(seen)
+    return row
+
+
+def _refreshed_over_own_connection(
+    user: Any, seen: ConnectionVersion, deadline: float
+) -> BankToken | None:
+    """
+    The refreshed connection; None if there is no such connection on this side, or no time is left.
+
+    The first statement locks the row for a moment, or fails at once. If it succeeds, the caller's
+    transaction has not locked the row, and cannot do so while it waits; and no lock timeout has to
+    be set, which would have to be put back.
+    """
+    features = db_connections[seen.alias].features
+    rows = BankToken.objects.using(seen.alias).filter(pk=seen.connection_id)
+    if features.has_select_for_update_nowait:
+        no_key = features.has_select_for_no_key_update
+        rows = rows.select_for_update(nowait=True, no_key=no_key)
+    with transaction.atomic(using=seen.alias):
+        row = rows.first()
+    if not seen.matches(row) or time.monotonic() >= deadline:
+        return None
+    if not features.has_select_for_update and _read(user, seen).is_leased:
+        # The process that refreshes it waits for the open transaction, to store: one writer only.
+        return None
+    return _refreshed_here(user, seen, deadline)
+
+
+def _later(seen: ConnectionVersion) -> EverifinError:
+    """The error of a refresh that has to wait for the end of a transaction."""
+    error: UnavailableError | RefreshInTransactionError
+    if db_connections[seen.alias].vendor == "sqlite":
+        error = RefreshInTransactionError(
             "The Everifin token has to be refreshed inside a database transaction, and SQLite has "
             "room for one writer only. Mark the view with @everifin_required, so that the token is "
             "refreshed before the transaction begins; if it is marked already, take it out of "
             "the transaction with django.db.transaction.non_atomic_requests."
         )
-    raise _unavailable(POLL_SECONDS[1])
-
-
-def _refreshed_over_own_connection(user: Any, rejected_version: int | None) -> BankToken | None:
-    """None if the open transaction holds a lock that the refresh needs."""
-    vendor = connections[_alias()].vendor
-    try:
-        with connections[_alias()].cursor() as cursor:
-            cursor.execute(LIMIT_LOCK_WAITS[vendor])
-        if vendor == "sqlite" and _read(user, rejected_version).is_leased:
-            # Whoever refreshes it waits for the open transaction, to store.
-            return None
-        return _refreshed(user, rejected_version)
-    except OperationalError:
-        return None
-    finally:
-        connections.close_all()
+    else:
+        error = _unavailable(AFTER_ROLLBACK_SECONDS)
+    error.refresh_later = seen
+    return error
 
 
 @dataclass(slots=True)
@@ -316,24 +475,26 @@ class Attempt:
         ):
             return self._stop(tokens)
         columns = row.sealed(tokens, self.key) | {
-            "token_version": row.token_version + 1,
+            "token_version": row.next_version,
             "status": BankToken.Status.ACTIVE,
             "failures": 0,
             "last_error": "" if tokens.access is not None else NO_ACCESS_TOKEN,
+            "refused_since": None,
+            "refreshed_at": DatabaseNow(),
             "updated_at": timezone.now(),
-            **_FREE,
+            **NO_LEASE,
         }
         is_once_more = tokens.access is None and row.last_error != NO_ACCESS_TOKEN
         is_expired = tokens.expires_at <= timezone.now() and not is_once_more
         if is_expired:
             columns["retry_after"] = in_database_seconds(EXPIRED_ANSWER_PAUSE_SECONDS)
         try:
-            stored = _despite_database_faults(lambda: self._store(columns))
-        except (OperationalError, InterfaceError):
+            stored = _retry_database_faults(lambda: self._store(columns), self.alias)
+        except DatabaseFault:
             logger.critical("The refreshed tokens of connection %s could not be stored.", row.pk)
             return _with_columns(row, columns)
         if not stored:
-            return self._overtaken(tokens)
+            return self._superseded(tokens)
         if is_expired:
             raise _unavailable(EXPIRED_ANSWER_PAUSE_SECONDS)
         if is_once_more:
@@ -347,8 +508,8 @@ class Attempt:
         Free the lease and raise what *error* means; or return the connection if another try
         refreshed it meanwhile.
         """
-        if isinstance(error, RefusedError) and error.code in ENDING_ERRORS:
-            return self._refused(error.code)
+        if isinstance(error, RefusedError) and self._is_final(error):
+            return self._refused(error.code or "refused")
         seconds = self._back_off(error)
         raise _unavailable(seconds)
 
@@ -357,10 +518,10 @@ class Attempt:
             self._same_version().exclude(status=BankToken.Status.DISCONNECTED).update(**columns)
         )
 
-    def _overtaken(self, tokens: TokenSet) -> BankToken:
+    def _superseded(self, tokens: TokenSet) -> BankToken:
         """
         The row moved on. A newer grant stays, and may share our session at Everifin; so ours is
-        ended only if there is none. Where the older grant has gone, our token goes, too.
+        ended only if there is no newer one. Where the older grant has gone, our token goes, too.
         """
         row = self._reread()
         is_unwanted = row is None or row.status == BankToken.Status.DISCONNECTED
@@ -369,7 +530,7 @@ class Attempt:
                 self._revoke(tokens.refresh, "disconnected")
             else:
                 revocation.replace_spent(self.row, tokens.refresh, self.key)
-        return _live(row)
+        return _connected(row)
 
     def _stop(self, tokens: TokenSet) -> BankToken:
         """
@@ -378,10 +539,10 @@ class Attempt:
         """
         self._same_version().update(
             status=BankToken.Status.NEEDS_RECONNECT,
-            token_version=self.row.token_version + 1,
+            token_version=self.row.next_version,
             last_error="identity_changed",
             updated_at=timezone.now(),
-            **_FREE,
+            **NO_LEASE,
         )
         if tokens.refresh is not None:
             self._revoke(tokens.refresh, "identity_changed")
@@ -392,7 +553,8 @@ class Attempt:
 
     def _revoke(self, refresh_token: Secret, reason: str) -> None:
         context = self.row.encryption_context("refresh")
-        revocation.revoke(revocation.enqueue_token(context, refresh_token, reason, self.key))
+        pending = revocation.enqueue_token(context, refresh_token, reason, self.key, self.alias)
+        revocation.revoke(pending)
 
     def _refused(self, code: str) -> BankToken:
         """
@@ -403,14 +565,14 @@ class Attempt:
         """
         took_over = self.row.lease_id is not None
         patience = time.monotonic() + (TAKEOVER_PATIENCE_SECONDS if took_over else 0)
-        while (row := _live(self._reread())).token_version == self.row.token_version:
+        while (row := _connected(self._reread())).token_version == self.row.token_version:
             if time.monotonic() >= patience:
                 break
             time.sleep(POLL_SECONDS[1])
         else:
             return row
         was_spent = self._may_be_spent and code == "invalid_grant"
-        reason = ANSWER_LOST if was_spent else ENDING_ERRORS[code]
+        reason = ANSWER_LOST if was_spent else ENDING_ERRORS.get(code, code)
         gave_up = (
             self._same_version()
             .filter(status=BankToken.Status.ACTIVE)
@@ -418,10 +580,10 @@ class Attempt:
                 status=BankToken.Status.NEEDS_RECONNECT,
                 last_error=reason,
                 updated_at=timezone.now(),
-                **_FREE,
+                **NO_LEASE,
             )
         )
-        return self._ended(reason) if gave_up else _live(self._reread())
+        return self._ended(reason) if gave_up else _connected(self._reread())
 
     def _ended(self, reason: str) -> BankToken:
         logger.warning("Connection %s needs to be connected again: %s.", self.row.pk, reason)
@@ -430,21 +592,42 @@ class Attempt:
         )
         raise consent_expired_error(reason)
 
+    def _is_final(self, error: RefusedError) -> bool:
+        """
+        Does *error* end the connection? So it does after an hour of an error that is neither
+        temporary nor about the client, if Everifin refreshed another connection in that hour.
+
+        Two queries for such an error, else none. Source: Dex answers ``invalid_request`` for a
+        token that is dead.
+        """
+        if error.code in ENDING_ERRORS or not _is_about_grant(error):
+            return error.code in ENDING_ERRORS
+        an_hour_ago = in_database_seconds(-REFUSED_SECONDS)
+        rows = BankToken.objects.using(self.alias)
+        return (
+            self._same_version().filter(refused_since__lte=an_hour_ago).exists()
+            and rows.exclude(pk=self.row.pk).filter(refreshed_at__gt=an_hour_ago).exists()
+        )
+
     def _back_off(self, error: APIError) -> float:
         """Write down the failure and when the next try may be; return the seconds until then."""
         shortest, longest = BACKOFF_SECONDS
         ceiling = min(2 * shortest * 2.0 ** min(self.row.failures, 10), longest)
         seconds = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreads retries, hides nothing
-        asked_for = error.retry_after_seconds if isinstance(error, UnavailableError) else None
-        seconds = min(max(seconds, asked_for or 0), longest)
+        if isinstance(error, UnavailableError) and error.retry_after_seconds:
+            asked_for = min(error.retry_after_seconds, LONGEST_PAUSE_SECONDS)
+            endpoint_pause.begin(asked_for)
+            seconds = max(seconds, asked_for)
+        refused = {"refused_since": Coalesce("refused_since", DatabaseNow())}
         self._same_version().filter(lease_id=self.lease_id).update(
-            failures=self.row.failures + 1,
+            failures=min(self.row.failures + 1, MOST_COUNTED),
             # A lost answer is remembered through failures of another kind: it explains the end.
             last_error=ANSWER_LOST if self._may_be_spent else _reason(error),
-            **_FREE | {"retry_after": in_database_seconds(seconds)},
+            **(refused if _is_about_grant(error) else {}),
+            **NO_LEASE | {"retry_after": in_database_seconds(seconds)},
         )
         if _is_about_client(error):
-            client_pause.begin()
+            endpoint_pause.begin(CLIENT_REFUSED_PAUSE_SECONDS)
         is_ours_to_mend = isinstance(error, RefusedError) or error.status == 401
         logger.log(
             logging.ERROR if is_ours_to_mend else logging.WARNING,
@@ -456,41 +639,45 @@ class Attempt:
 
     @property
     def _may_be_spent(self) -> bool:
-        """By whoever held the lease before, by an earlier try, or by this one's first request."""
+        """Spent by the last holder of the lease, an earlier try, or this one's first request."""
         took_over = self.row.lease_id is not None
         return took_over or self.row.last_error == ANSWER_LOST or self.is_answer_lost
 
     @property
     def has_time(self) -> bool:
         """
-        Is enough of the deadline left to send anything? Who has waited long leaves it to the next
-        one: a request that is cut off has spent the token for nothing.
+        Is enough of the deadline left to send anything? A process that has waited long leaves it to
+        the next one: a request that is cut off has spent the token for nothing.
         """
         return self._seconds_left() >= conf.deadline_seconds * SENDING_SHARE
 
     def _seconds_left(self) -> float:
         return max(0.1, self.deadline - time.monotonic())
 
+    @property
+    def alias(self) -> str:
+        return database_of(self.row)
+
     def _same_version(self) -> Any:
-        return BankToken.objects.using(_alias()).filter(
+        return BankToken.objects.using(self.alias).filter(
             pk=self.row.pk, token_version=self.row.token_version
         )
 
     def _reread(self) -> BankToken | None:
-        return BankToken.objects.using(_alias()).filter(pk=self.row.pk).first()
+        return BankToken.objects.using(self.alias).filter(pk=self.row.pk).first()
 
 
-class ClientPause:
+class Pause:
     """
-    When Everifin refused this site's client itself, no connection is tried for a moment: each would
-    be refused alike. Of this process only.
+    A time in which no connection is tried. Of this process only: each process finds out by a single
+    request, and a row that all of them share would cost every refresh a query.
     """
 
     def __init__(self) -> None:
         self._until = 0.0
 
-    def begin(self) -> None:
-        self._until = time.monotonic() + CLIENT_REFUSED_PAUSE_SECONDS
+    def begin(self, seconds: float) -> None:
+        self._until = max(self._until, time.monotonic() + seconds)
 
     def end(self) -> None:
         self._until = 0.0
@@ -500,7 +687,39 @@ class ClientPause:
         return max(0.0, self._until - time.monotonic())
 
 
-client_pause = ClientPause()
+class RejectedTokens:
+    """
+    The connections of this process whose new access tokens the bank API refused within the last
+    minute. From three on it is not about any of them: *pause* begins, for all.
+    """
+
+    def __init__(self) -> None:
+        self.pause = Pause()
+        self._seen: dict[uuid.UUID, float] = {}
+        self._lock = threading.Lock()
+
+    def add(self, connection_id: uuid.UUID) -> None:
+        now = time.monotonic()
+        with self._lock:
+            recent = {pk: at for pk, at in self._seen.items() if at > now - REJECTED_PAUSE_SECONDS}
+            self._seen = {**recent, connection_id: now}
+            if len(self._seen) >= REJECTED_CONNECTIONS:
+                self.pause.begin(REJECTED_PAUSE_SECONDS)
+
+    def clear(self) -> None:
+        self._seen = {}
+        self.pause.end()
+
+
+endpoint_pause = Pause()
+"""Begun when the token endpoint refused this site's client, or asked for time (Retry-After)."""
+rejected_tokens = RejectedTokens()
+
+
+def clear_pauses() -> None:
+    """Let this process try everything again, as tests need it."""
+    endpoint_pause.end()
+    rejected_tokens.clear()
 
 
 def _is_about_client(error: APIError) -> bool:
@@ -510,7 +729,13 @@ def _is_about_client(error: APIError) -> bool:
     return error.status == 401
 
 
-_FREE: dict[str, Any] = {"lease_id": None, "lease_until": None, "retry_after": None}
+def _is_about_grant(error: APIError) -> bool:
+    """Is it an OAuth error that is neither temporary nor about the client?"""
+    is_known = error.code in CLIENT_ERRORS | TEMPORARY_ERRORS
+    return isinstance(error, RefusedError) and error.status == 400 and not is_known
+
+
+NO_LEASE: dict[str, Any] = {"lease_id": None, "lease_until": None, "retry_after": None}
 
 
 def consent_expired_error(reason: str) -> ConsentExpiredError:
@@ -519,22 +744,18 @@ def consent_expired_error(reason: str) -> ConsentExpiredError:
     )
 
 
-def _alias() -> str:
-    return router.db_for_write(BankToken)
+def _read(user: Any, seen: ConnectionVersion) -> _Reading:
+    """
+    Read all of one connection, with the database's clock. Errors: as ``_connected``.
+    """
+    rows = BankToken.objects.using(seen.alias).annotate(database_now=DatabaseNow())
+    row: Any = rows.filter(pk=seen.connection_id, user_id=seen.user_pk).first()
+    connected = _connected(row)
+    connected.user = user
+    return _Reading(connected, timezone.now(), row.database_now, seen)
 
 
-def _read(user: Any, rejected_version: int | None) -> _Reading:
-    """Errors: as ``_alive``; TokenMissingError for a user who is not active."""
-    if not user.is_active:
-        raise TokenMissingError("The user is not active, so nothing is read in their name.")
-    rows = BankToken.objects.using(_alias()).annotate(database_now=DatabaseNow())
-    row: Any = rows.filter(user=user).first()
-    alive = _live(row)
-    alive.user = user
-    return _Reading(alive, timezone.now(), row.database_now, rejected_version)
-
-
-def _live(row: BankToken | None) -> BankToken:
+def _connected(row: BankToken | None) -> BankToken:
     """Errors: TokenMissingError and ConsentExpiredError for what no refresh can bring back."""
     if row is None or row.status == BankToken.Status.DISCONNECTED:
         raise TokenMissingError("The user has no connection to Everifin.")
@@ -546,7 +767,8 @@ def _live(row: BankToken | None) -> BankToken:
 def _with_columns(row: BankToken, columns: dict[str, Any]) -> BankToken:
     """The row as it is after the update, without reading it again."""
     for name, value in columns.items():
-        setattr(row, name, value)
+        if name != "refreshed_at":  # an expression, of the database's clock
+            setattr(row, name, value)
     return row
 
 
@@ -566,14 +788,14 @@ def _unavailable(retry_after_seconds: float) -> UnavailableError:
     return error
 
 
-def _despite_database_faults(write: Callable[[], bool]) -> bool:
+def _retry_database_faults(write: Callable[[], bool], alias: str) -> bool:
     """Write, over a new database connection if the old one died, for STORE_RETRY_SECONDS."""
     end = time.monotonic() + STORE_RETRY_SECONDS
     while True:
         try:
             return write()
-        except (OperationalError, InterfaceError):
+        except DatabaseFault:
             if time.monotonic() >= end:
                 raise
-        connections[_alias()].close()
+        db_connections[alias].close()
         time.sleep(POLL_SECONDS[1])

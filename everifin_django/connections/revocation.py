@@ -12,18 +12,22 @@ import uuid
 from datetime import timedelta
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import models, router, transaction
+from django.db import models, transaction
 from django.utils import timezone
 
 from everifin_django.conf import conf
 from everifin_django.encryption import EncryptionContext, Key, active_key, seal
 from everifin_django.exceptions import EverifinError, RefusedError, TokenUnreadableError
 from everifin_django.models import (
+    MOST_COUNTED,
     BankToken,
     DatabaseNow,
     LoginSession,
     PendingRevocation,
+    database_of,
     in_database_seconds,
+    is_over,
+    primary,
 )
 from everifin_django.oauth.endpoints import TokenSet, end_session
 from everifin_django.secret import Secret
@@ -36,16 +40,16 @@ LONGEST_BACKOFF_SECONDS = 3600
 
 def enqueue(connection: BankToken, reason: str) -> PendingRevocation | None:
     """
-    Put the connection's refresh token into the outbox as it lies there; None if it has none. One
-    query, no key.
+    Put the connection's encrypted refresh token into the outbox of the same database; return the
+    entry, or None for a connection without a refresh token. One query, no key.
     """
     if not connection.refresh_ciphertext:
         return None
-    return PendingRevocation.objects.create(
+    return PendingRevocation.objects.using(database_of(connection)).create(
         connection_id=connection.pk,
         user_pk=str(connection.user_id),
         refresh_ciphertext=connection.refresh_ciphertext,
-        reason=reason,
+        reason=_bounded(reason),
         expires_at=connection.refresh_expires_at,
     )
 
@@ -69,7 +73,7 @@ def replace_spent(connection: BankToken, refresh_token: Secret, key: Key) -> Non
     a browser. Three statements at most; nothing where both grants share one session at Everifin.
     """
     context = connection.encryption_context("refresh")
-    entries = PendingRevocation.objects.using(router.db_for_write(PendingRevocation)).filter(
+    entries = primary(PendingRevocation).filter(
         connection_id=connection.pk, refresh_ciphertext=connection.refresh_ciphertext
     )
     if entries.update(refresh_ciphertext=seal(refresh_token, context, key)):
@@ -128,7 +132,7 @@ def enqueue_record(record: LoginSession, reason: str) -> PendingRevocation | Non
     """
     if not record.refresh_ciphertext:
         return None
-    return PendingRevocation.objects.create(
+    return PendingRevocation.objects.using(database_of(record)).create(
         connection_id=record.pk,
         user_pk=str(record.user_id),
         refresh_ciphertext=record.refresh_ciphertext,
@@ -146,30 +150,30 @@ def enqueue_record_on_delete(record: LoginSession, using: str) -> None:
 
 def enqueue_on_delete(connection: BankToken, using: str) -> None:
     """
-    Put what a connection that is being deleted holds by now into the outbox. Three queries; to be
-    called in the transaction that deletes it.
+    Put the refresh token that a connection has just before it is deleted into the outbox. Three
+    queries; to be called in the transaction that deletes it.
 
     *connection* may have been read long before: what was refreshed since then is in the row alone.
     An UPDATE locks the row on every database, so a refresh has either stored before it, or finds no
     row afterwards and ends what it was given.
     """
     row = BankToken.objects.using(using).filter(pk=connection.pk)
-    if row.update(token_version=models.F("token_version") + 1):
+    if row.update(updated_at=models.F("updated_at")):
         enqueue(row.get(), "deleted")
 
 
 def enqueue_token(
-    context: EncryptionContext, refresh_token: Secret, reason: str, key: Key
+    context: EncryptionContext, refresh_token: Secret, reason: str, key: Key, alias: str
 ) -> PendingRevocation:
     """
-    Put a refresh token that was not stored into the outbox, sealed with *key* for *context*. One
-    query.
+    Put a refresh token that was not stored into the outbox of database *alias*, encrypted with
+    *key* for *context*. One query.
     """
-    return PendingRevocation.objects.create(
+    return PendingRevocation.objects.using(alias).create(
         connection_id=context.connection_id,
         user_pk=context.user_pk,
         refresh_ciphertext=seal(refresh_token, context, key),
-        reason=reason,
+        reason=_bounded(reason),
     )
 
 
@@ -182,7 +186,7 @@ def revoke_unused(tokens: TokenSet, reason: str) -> None:
     """
     if tokens.refresh is not None and not is_used(tokens.sid):
         context = EncryptionContext(connection_id=str(uuid.uuid4()), user_pk="", kind="refresh")
-        revoke(enqueue_token(context, tokens.refresh, reason, active_key()))
+        revoke(enqueue_token(context, tokens.refresh, reason, active_key(), primary(BankToken).db))
 
 
 def is_used(sid: str) -> bool:
@@ -192,12 +196,12 @@ def is_used(sid: str) -> bool:
     """
     if not sid:
         return False
-    connections = BankToken.objects.using(router.db_for_write(BankToken)).filter(sid=sid)
+    connections = primary(BankToken).filter(sid=sid)
     return connections.exists() or _logins().filter(sid=sid, has_ended_sid=False).exists()
 
 
 def _logins() -> models.QuerySet[LoginSession]:
-    return LoginSession.objects.using(router.db_for_write(LoginSession))
+    return primary(LoginSession)
 
 
 def revoke(pending: PendingRevocation) -> bool:
@@ -208,12 +212,14 @@ def revoke(pending: PendingRevocation) -> bool:
     Two queries and one request; none if another process has just taken the same entry. Never raises
     an EverifinError.
     """
-    backoff_seconds = min(FIRST_BACKOFF_SECONDS * 2**pending.attempts, LONGEST_BACKOFF_SECONDS)
+    doublings = min(pending.attempts, 10)
+    backoff_seconds = min(FIRST_BACKOFF_SECONDS * 2**doublings, LONGEST_BACKOFF_SECONDS)
     # The count of attempts is the claim: of two processes that read the same entry, one finds it
-    # changed.
-    entry = PendingRevocation.objects.filter(pk=pending.pk)
+    # changed. So it starts again at its bound.
+    attempts = pending.attempts + 1 if pending.attempts < MOST_COUNTED else 1
+    entry = PendingRevocation.objects.using(database_of(pending)).filter(pk=pending.pk)
     claimed = entry.filter(attempts=pending.attempts).update(
-        attempts=pending.attempts + 1, retry_after=in_database_seconds(backoff_seconds)
+        attempts=attempts, retry_after=in_database_seconds(backoff_seconds)
     )
     if not claimed:
         return False
@@ -235,17 +241,16 @@ def revoke_due() -> tuple[int, int]:
     """
     End what is due in the outbox; return how many entries are gone and how many are left.
 
-    One query for the list, and for each entry two queries and one request. Tokens past their own
-    end are dropped unasked.
+    One query for the list, and for each entry two queries and one request. Tokens past
+    their own end are dropped without a request.
     """
-    before = PendingRevocation.objects.count()
-    PendingRevocation.objects.filter(expires_at__lt=DatabaseNow()).delete()
-    due = PendingRevocation.objects.filter(
-        models.Q(retry_after=None) | models.Q(retry_after__lt=DatabaseNow())
-    )
+    entries = primary(PendingRevocation)
+    before = entries.count()
+    entries.filter(expires_at__lt=DatabaseNow()).delete()
+    due = entries.filter(is_over("retry_after", LONGEST_BACKOFF_SECONDS))
     for pending in due.order_by("pk").iterator():
         revoke(pending)
-    left = PendingRevocation.objects.count()
+    left = entries.count()
     return max(0, before - left), left
 
 
@@ -258,24 +263,31 @@ def purge_ended() -> int:
     query for the list, and two for each connection.
     """
     long_ago = timezone.now() - timedelta(days=conf.retention_days)
-    return sum(_empty(row) for row in BankToken.objects.ended_before(long_ago).iterator())
+    ended = BankToken.objects.using(primary(BankToken).db).ended_before(long_ago)
+    return sum(_empty(row) for row in ended.iterator())
 
 
 def _empty(row: BankToken) -> bool:
-    """Whether *row* was emptied; not if it was connected again since it was read."""
-    same_version = BankToken.objects.filter(
+    """Was *row* emptied? Not if it was connected again since it was read."""
+    alias = database_of(row)
+    same_version = BankToken.objects.using(alias).filter(
         pk=row.pk, token_version=row.token_version, status=row.status
     )
-    with transaction.atomic(using=router.db_for_write(BankToken)):
+    with transaction.atomic(using=alias):
         is_emptied = same_version.update(
             access_ciphertext="",
             refresh_ciphertext="",
             id_ciphertext="",
-            token_version=row.token_version + 1,
+            token_version=row.next_version,
         )
         if is_emptied:
             release(row, "purged")
     return bool(is_emptied)
+
+
+def _bounded(reason: str) -> str:
+    """A site may name reasons of its own, of any length; one must not stop a disconnect."""
+    return reason[: PendingRevocation._meta.get_field("reason").max_length]
 
 
 def _reason(error: Exception) -> str:

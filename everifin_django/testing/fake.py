@@ -19,9 +19,9 @@ from django.utils import timezone
 
 from everifin_django.backends import EverifinBackend
 from everifin_django.conf import conf
-from everifin_django.connections import grants, links
-from everifin_django.connections.refresh import client_pause
-from everifin_django.models import BankToken, LoginLink
+from everifin_django.connections import grants, links, own_connection
+from everifin_django.connections.refresh import clear_pauses
+from everifin_django.models import BankToken, LoginLink, primary
 from everifin_django.oauth import endpoints
 from everifin_django.oauth.id_token import Identity
 from everifin_django.oauth.jwks import clear_signing_keys
@@ -83,14 +83,15 @@ class FakeEverifin(Sandbox):
 
         Errors: BankToken.DoesNotExist if the user has no connection.
         """
-        connection = BankToken.objects.get(user=user)
+        connection = primary(BankToken).get(user=user)
         self.expire_tokens_of(self._claims(connection).get("sub", ""))
         if connection.access_expires_at is None or connection.issued_at is None:
             return
         passed = connection.access_expires_at - timezone.now()
-        BankToken.objects.filter(pk=connection.pk).update(
+        primary(BankToken).filter(pk=connection.pk).update(
             issued_at=connection.issued_at - passed,
             access_expires_at=connection.access_expires_at - passed,
+            refreshed_at=None,
         )
 
     def end_grant(self, user: Any) -> None:
@@ -100,7 +101,7 @@ class FakeEverifin(Sandbox):
 
         Errors: BankToken.DoesNotExist if the user has no connection.
         """
-        claims = self._claims(BankToken.objects.get(user=user))
+        claims = self._claims(primary(BankToken).get(user=user))
         self.store.end_session(claims.get("sid", ""))
         self.expire_access_token(user)
 
@@ -135,9 +136,13 @@ def fake_everifin() -> Iterator[FakeEverifin]:
     """
     everifin = FakeEverifin(**as_in_settings(), redirect_uris=callbacks())
     clear_signing_keys()
-    client_pause.end()
-    with mount(everifin):
-        yield everifin
+    clear_pauses()
+    own_connection.is_of_a_test = _is_of_a_test
+    try:
+        with mount(everifin):
+            yield everifin
+    finally:
+        own_connection.is_of_a_test = own_connection.never
     clear_signing_keys()
 
 
@@ -158,6 +163,11 @@ def callbacks() -> tuple[str, ...]:
         return (conf.redirect_uri,)
     path = reverse("everifin_django:callback")
     return (f"http://testserver{path}", f"https://testserver{path}")
+
+
+def _is_of_a_test(connection: Any) -> bool:
+    """Is the outermost transaction of *connection* one that Django's TestCase began?"""
+    return any(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
 
 
 def _backend() -> EverifinBackend:

@@ -19,7 +19,7 @@ from django.http import HttpRequest
 from everifin_django.backends import Grant
 from everifin_django.conf import conf
 from everifin_django.connections import login_sessions, logout
-from everifin_django.models import LOGIN_SESSION_KEY, LogoutSeen, SpentState
+from everifin_django.models import LOGIN_SESSION_KEY, LogoutSeen, SpentState, primary
 from everifin_django.web import login_flow
 from everifin_django.web.backchannel_logout import identity_digest_of, sid_digest_of
 
@@ -117,7 +117,7 @@ def _was_logged_out(grant: Grant, state_digest: str) -> bool:
     """
     if not conf.backchannel_logout or grant.identity is None:
         return False
-    began = SpentState.objects.filter(digest=state_digest).values("spent_at")
+    began = primary(SpentState).filter(digest=state_digest).values("spent_at")
     seen = Q(digest=identity_digest_of(grant.identity), seen_at__gte=Subquery(began))
     if grant.tokens.sid:
         seen |= Q(digest=sid_digest_of(grant.tokens.sid))

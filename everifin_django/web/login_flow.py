@@ -227,7 +227,9 @@ def _is_still_here(user: Any) -> bool:
     """Is the user active by now? A visitor is nobody, which does not change."""
     if not user.is_authenticated:
         return True
-    now: Any = auth.get_user_model()._base_manager.filter(pk=user.pk).first()
+    model = auth.get_user_model()
+    users: Any = model._base_manager.using(router.db_for_write(model))
+    now = users.filter(pk=user.pk).first()
     return now is not None and bool(now.is_active)
 
 

@@ -15,7 +15,6 @@ from django.contrib import auth
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.handlers.asgi import ASGIRequest
-from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.shortcuts import render, resolve_url
 from django.urls import get_script_prefix, reverse
@@ -47,6 +46,7 @@ from everifin_django.exceptions import (
     RefusedError,
     UnavailableError,
 )
+from everifin_django.models import outside_transactions
 from everifin_django.oauth import endpoints
 from everifin_django.oauth.oidc import authorization_request
 from everifin_django.secret import Secret
@@ -98,7 +98,7 @@ STATUSES_BY_REASON = {
 auth_view_decorators = [
     # Each view says itself who may use it, and Everifin's own call has no session.
     method_decorator(login_not_required, name="dispatch"),
-    method_decorator(transaction.non_atomic_requests, name="dispatch"),
+    method_decorator(outside_transactions, name="dispatch"),
     method_decorator(never_cache, name="dispatch"),
     method_decorator(csrf_protect, name="dispatch"),
     method_decorator(xframe_options_deny, name="dispatch"),
@@ -316,7 +316,7 @@ class LogoutView(View):
 
 
 @method_decorator(login_not_required, name="dispatch")
-@method_decorator(transaction.non_atomic_requests, name="dispatch")
+@method_decorator(outside_transactions, name="dispatch")
 @method_decorator(never_cache, name="dispatch")
 @method_decorator(csrf_exempt, name="dispatch")
 @method_decorator(sensitive_post_parameters(), name="dispatch")

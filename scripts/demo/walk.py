@@ -274,7 +274,6 @@ def expire_the_access_token_and_read(walk: Walk) -> Iterator[str]:
 
 @step("read again and again")
 def read_again_and_again(walk: Walk) -> Iterator[str]:
-    walk.tell_sandbox("expire")
     start = time.monotonic()
     walk.ibans()
     before = walk.refreshes()

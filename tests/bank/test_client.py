@@ -68,6 +68,9 @@ class Source:
         self.token = self.newer() if self.newer else self.token
         return self.token
 
+    def reject(self, rejected: Secret) -> None:
+        pass
+
 
 @pytest.fixture
 def source(everifin) -> Source:
@@ -1051,6 +1054,9 @@ class TestRefusedTokens:
             def refresh(self, rejected: Secret) -> Secret:
                 raise NotImplementedError
 
+            def reject(self, rejected: Secret) -> None:
+                pass
+
         refused(lambda: Client(Empty()).account("1"), TokenMissingError)
         assert everifin.calls["api"] == 0
 
@@ -1293,6 +1299,9 @@ class TestThreads:
             def refresh(self, rejected: Secret) -> Secret:
                 assert rejected == self._token("stale")
                 return self._token("fresh")
+
+            def reject(self, rejected: Secret) -> None:
+                pass
 
             def _token(self, state: str) -> Secret:
                 return Secret(f"{state}.{threading.get_ident()}.{current.number}")

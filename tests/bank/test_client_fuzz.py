@@ -87,6 +87,9 @@ class Source:
     def refresh(self, rejected: Secret) -> Secret:
         return rejected
 
+    def reject(self, rejected: Secret) -> None:
+        pass
+
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:

@@ -22,9 +22,9 @@ from everifin_django.exceptions import (
     IdentityMismatchError,
     IdentityTakenError,
     LoginError,
-    NotAuthorizedError,
     ScopeMissingError,
     TokenMissingError,
+    UnavailableError,
     UnknownKeyError,
 )
 from everifin_django.models import BankToken, PendingRevocation, in_database_seconds
@@ -78,13 +78,13 @@ class TestGetAccessToken:
         assert loan.scopes == {"openid", "ais"}
 
     @pytest.mark.django_db(transaction=True)
-    def test_a_token_that_somebody_is_refreshing_costs_one_query_while_it_is_good(
+    def test_a_token_that_is_being_refreshed_costs_two_queries_while_it_is_good(
         self, connected, age, django_assert_num_queries
     ):
         age(connected, seconds=270)
         BankToken.objects.update(lease_until=in_database_seconds(30))
         user = connected.user
-        with django_assert_num_queries(1):
+        with django_assert_num_queries(2):
             assert grants.get_access_token(user).version == 1
 
     def test_who_never_connected_has_no_token(self):
@@ -472,11 +472,11 @@ class TestEverifin:
         assert everifin.calls["token.refresh_token"] == 1
         assert everifin.calls["api.accounts"] == 2
 
-    def test_a_refusal_for_ever_ends_in_an_error_after_one_refresh(self, connected, everifin):
+    def test_a_refusal_for_ever_ends_in_an_outage_after_one_refresh(self, connected, everifin):
         body = '{"meta": {"status": "ERROR"}, "errors": [{"code": "INVALID_ACCESS_TOKEN"}]}'
         everifin.faults.add("api", status=401, body=body)
         bank = everifin_for(connected.user)
-        with pytest.raises(NotAuthorizedError):
+        with pytest.raises(UnavailableError):
             list(bank.accounts())
         assert everifin.calls["token.refresh_token"] == 1
         assert everifin.calls["api.accounts"] == 2

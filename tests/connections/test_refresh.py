@@ -20,7 +20,7 @@ from django.db import OperationalError, connection, connections, transaction
 from django.utils import timezone
 
 from everifin_django.conf import DEFAULT_KEY_PROVIDER, conf
-from everifin_django.connections import grants, refresh
+from everifin_django.connections import grants, own_connection, refresh
 from everifin_django.connections.refresh import Attempt, ensure_fresh
 from everifin_django.exceptions import (
     ConsentExpiredError,
@@ -154,8 +154,9 @@ class TestWindows:
         assert everifin.calls["token.refresh_token"] == 1
 
     def test_a_rejected_token_is_refreshed_although_it_is_fresh(self, connected, everifin):
-        assert ensure_fresh(connected.user, rejected_version=1).token_version == 2
-        assert ensure_fresh(connected.user, rejected_version=1).token_version == 2
+        seen = connected.seen()
+        assert ensure_fresh(connected.user, rejected=seen).token_version == 2
+        assert ensure_fresh(connected.user, rejected=seen).token_version == 2
         assert everifin.calls["token.refresh_token"] == 1
 
     def test_no_scope_is_sent_along(self, overdue, everifin):
@@ -257,7 +258,7 @@ class TestFaultTable:
         assert caught.value.reason == "answer_lost"
 
     def test_f7_who_has_waited_long_sends_nothing_that_would_be_cut_off(self, overdue, everifin):
-        reading = refresh._read(overdue.user, None)
+        reading = refresh._read(overdue.user, overdue.seen())
         nearly_over = time.monotonic() + conf.deadline_seconds * 0.4
         assert refresh._try(reading, nearly_over) is None
         assert everifin.calls["token.refresh_token"] == 0
@@ -285,16 +286,27 @@ class TestFaultTable:
         self._assert_temporary(overdue, reason)
         assert everifin.calls["token.refresh_token"] == calls
 
-    def test_f9_retry_after_is_honoured_up_to_a_minute(self, overdue, everifin):
-        everifin.faults.add("token.refresh_token", status=503, retry_after=30, times=1)
+    @pytest.mark.parametrize(
+        ("asked", "kept"), [(30, 30), (600, 600), (86_400, 86_400), (10**7, 86_400)]
+    )
+    def test_f9_retry_after_is_kept_as_asked_up_to_a_day(self, overdue, everifin, asked, kept):
+        everifin.faults.add("token.refresh_token", status=503, retry_after=asked)
         with pytest.raises(UnavailableError) as caught:
             ensure_fresh(overdue.user)
-        assert 25 < _pause(caught) <= 30
-        BankToken.objects.update(retry_after=None)
-        everifin.faults.add("token.refresh_token", status=503, retry_after=9999, times=1)
+        assert kept - 5 < _pause(caught) <= kept
         with pytest.raises(UnavailableError) as caught:
             ensure_fresh(overdue.user)
-        assert _pause(caught) <= 60
+        assert kept - 25 < _pause(caught) <= kept
+        assert everifin.calls["token.refresh_token"] == 1
+
+    def test_f9_retry_after_holds_for_every_connection_of_the_process(self, overdue, everifin):
+        another = BankTokenFactory(access_expires_at=timezone.now())
+        everifin.faults.add("token.refresh_token", status=429, retry_after=600)
+        for row in (overdue, another):
+            with pytest.raises(UnavailableError) as caught:
+                ensure_fresh(row.user)
+            assert 500 < _pause(caught) <= 600
+        assert everifin.calls["token.refresh_token"] == 1
 
     def test_f9_pauses_grow_with_each_failure(self, overdue, everifin):
         everifin.faults.add("token.refresh_token", status=503)
@@ -384,8 +396,7 @@ class TestFaultTable:
         another.refresh_from_db()
         assert (another.failures, another.retry_after) == (0, None)
 
-        monkeypatch.setattr(refresh, "CLIENT_REFUSED_PAUSE_SECONDS", 0)
-        refresh.client_pause.begin()
+        refresh.clear_pauses()
         with pytest.raises(UnavailableError):
             ensure_fresh(another.user)
         assert everifin.calls["token.refresh_token"] == 2
@@ -399,7 +410,7 @@ class TestFaultTable:
             content_type="application/json",
         )
         self._assert_temporary(overdue, error)
-        assert refresh.client_pause.seconds_left == 0
+        assert refresh.endpoint_pause.seconds_left == 0
 
     @pytest.mark.parametrize(
         "fault",
@@ -725,14 +736,14 @@ class TestDatabaseFaults:
 @pytest.mark.django_db(transaction=True)
 class TestTransactions:
     def test_a_testcase_around_a_test_is_no_transaction(self):
-        assert not refresh.in_transaction()
+        assert not refresh.in_transaction("default")
         with transaction.atomic():
-            assert refresh.in_transaction()
+            assert refresh.in_transaction("default")
 
     def test_without_autocommit_everything_is_a_transaction(self):
         transaction.set_autocommit(False)
         try:
-            assert refresh.in_transaction()
+            assert refresh.in_transaction("default")
         finally:
             transaction.rollback()
             transaction.set_autocommit(True)
@@ -760,7 +771,7 @@ class TestTransactions:
         begin_as(None)
         user = connected.user
         with transaction.atomic():
-            assert ensure_fresh(user, rejected_version=1).token_version == 2
+            assert ensure_fresh(user, rejected=connected.seen()).token_version == 2
             transaction.set_rollback(True)
         assert _now(connected).token_version == 2
         assert _is_alive(connected, everifin)
@@ -771,7 +782,7 @@ class TestTransactions:
         self, overdue, everifin, monkeypatch, begin_as, mode
     ):
         begin_as(mode)
-        monkeypatch.setitem(refresh.LIMIT_LOCK_WAITS, "sqlite", "PRAGMA busy_timeout = 10")
+        monkeypatch.setattr(own_connection, "SQLITE_LOCK_SECONDS", 0.01)
         user = overdue.user
         with transaction.atomic(), pytest.raises(RefreshInTransactionError, match="everifin_req"):
             ensure_fresh(user)
@@ -839,12 +850,15 @@ class TestAtomicRequests:
         assert _is_alive(overdue, everifin)
 
     @pytest.mark.skipif("connection.vendor != 'sqlite'", reason="SQLite has room for one writer")
-    def test_f4_a_view_without_the_mark_is_told_what_to_do_on_sqlite(
+    def test_f4_on_sqlite_an_unmarked_view_is_refreshed_after_its_rollback_and_asked_again(
         self, overdue, everifin, site, caplog
     ):
-        assert site.get("/unmarked/").status_code == 500
-        assert "Mark the view with @everifin_required" in caplog.text
-        assert everifin.calls["token.refresh_token"] == 0
+        answer = site.get("/unmarked/", headers={"accept": "text/html"})
+        assert (answer.status_code, answer["Retry-After"], answer["Refresh"]) == (503, "1", "1")
+        assert "tests.protocol.site.unmarked" in caplog.text
+        assert everifin.calls["token.refresh_token"] == 1
+        assert site.get("/unmarked/").status_code == 200
+        assert _is_alive(overdue, everifin)
 
     def test_a_token_everifin_rejects_inside_the_view_is_refreshed_there(
         self, connected, everifin, site, begin_as

@@ -438,7 +438,8 @@ class Refreshing(Actor):
 
     def _read(self, system: System) -> Actor | None:
         try:
-            reading = refresh._read(system.user, None)
+            seen = refresh.read_connection(system.user).seen()
+            reading = refresh._read(system.user, seen)
         except TokenError:
             return None
         if not reading.is_due or reading.is_leased or reading.pause_seconds:

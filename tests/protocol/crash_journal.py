@@ -28,6 +28,12 @@ NO_ANSWER = "after an error instead of an answer"
 REFUSAL = "after a refusal"
 KILL = "after a kill"
 LEASE_OVER = "after the lease of a living holder"
+STARVED = "after the lease of a holder that the machine did not run"
+STEP_SECONDS = 3
+"""
+How long a step other than a request may take: the retries of the store, and a second. A holder that
+took longer for one was kept from running, which no protocol can prevent.
+"""
 DOUBLE_SPEND = "double spend"
 UNEXPLAINED = "unexplained"
 ANSWERED_AFTER_WORK = ("500 shown after the work", "503 shown after the work")
@@ -214,7 +220,10 @@ class Findings:
         is_stored = is_before(earlier_attempt.stored_at, later_attempt.claim_began_at)
         if not is_lease_over or is_ended or is_stored:
             return DOUBLE_SPEND
-        return KILL if self._was_killed(earlier_attempt) else LEASE_OVER
+        if self._was_killed(earlier_attempt):
+            return KILL
+        is_starved = was_starved(earlier_attempt, later_attempt.claimed_at)
+        return STARVED if is_starved else LEASE_OVER
 
     def _was_killed(self, attempt: Attempt) -> bool:
         return attempt.pid in self.killed_at and attempt.ended_at is None
@@ -254,7 +263,7 @@ class Findings:
         for fault in (done.fault, refused.fault):
             if fault is not None and self._hides_answer(fault):
                 return name_of(fault)
-        for excuse in (KILL, LEASE_OVER):
+        for excuse in (KILL, STARVED, LEASE_OVER):
             if excuse in repeats:
                 return excuse
         return "a timeout without a fault" if self._timed_out(done.shown) else UNEXPLAINED
@@ -291,6 +300,21 @@ class Findings:
             lines.append(title)
             lines += [f"  {kind:<58} {number:>7}" for kind, number in sorted(counter.items())]
         return "\n".join([*lines, *self.complaints])
+
+
+def was_starved(attempt: Attempt, now: float) -> bool:
+    """
+    Did a step of *attempt* take longer than it may? The one under way at *now* counts until then.
+    """
+    at, bounds = [attempt.claim_began_at], []
+    for send in attempt.sends:
+        at += [send.began_at, send.ended_at or now]
+        bounds += [STEP_SECONDS, send.allowed_seconds + 1]
+    end = attempt.stored_at or attempt.ended_at or now
+    took = [later - earlier for earlier, later in zip(at, [*at[1:], min(end, now)], strict=True)]
+    return any(
+        seconds > bound for seconds, bound in zip(took, [*bounds, STEP_SECONDS], strict=True)
+    )
 
 
 def is_before(earlier: float | None, later: float) -> bool:

@@ -11,7 +11,7 @@ from django.test import Client
 from django.utils import timezone
 
 from everifin_django.conf import conf
-from everifin_django.connections import grants, refresh, revocation
+from everifin_django.connections import grants, revocation
 from everifin_django.models import BankToken, PendingRevocation
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.oauth.id_token import Identity
@@ -19,6 +19,7 @@ from everifin_django.secret import Secret
 from everifin_django.testing.factories import UserFactory
 from everifin_django.testing.sandbox import Sandbox
 from everifin_django.testing.sandbox.store import Session, digest
+from tests.support.grants import refresh_again
 
 SCOPE = "openid ais"
 GRANT = timedelta(minutes=30)
@@ -65,10 +66,7 @@ class Users:
             token = row.open_token("refresh")
             if token is None or not self.is_good(token):
                 failures.append(f"The stored token of {row.user_id} is one Everifin would refuse.")
-            elif (
-                refresh.ensure_fresh(row.user, rejected_version=row.token_version).token_version
-                != row.token_version + 1
-            ):
+            elif refresh_again(row.user) != row.token_version + 1:
                 failures.append(f"The connection of {row.user_id} was not refreshed.")
         return failures
 

@@ -32,7 +32,6 @@ SHORTENED: dict[str, Any] = {
 }
 MORE_LEASE_SECONDS = SHORTENED["STORE_RETRY_SECONDS"] + SHORTENED["LEASE_SPARE_SECONDS"]
 LEASE_SECONDS = DEADLINE_SECONDS + MORE_LEASE_SECONDS
-SQLITE_LOCK_WAIT = "PRAGMA busy_timeout = 100"
 # Each is drawn by its weight, which ``crash_run`` names.
 PAGES = ("accounts", "marked-then-error", "unmarked", "unmarked-then-error")
 DWELL_SECONDS = 0.02
@@ -60,7 +59,6 @@ def watch(journal: Journal, fate: Fate) -> None:
     watched: Any = refresh  # whose names are replaced here, also those that it imported
     for name, value in SHORTENED.items():
         setattr(watched, name, value)
-    watched.LIMIT_LOCK_WAITS["sqlite"] = SQLITE_LOCK_WAIT
     here = threading.local()
     watched.refresh = watched_request(journal, here, watched.refresh)
     watched.Attempt = watched_attempt(journal, fate, here)

@@ -12,6 +12,7 @@ from tests.protocol.crash_journal import (
     KILL,
     LEASE_OVER,
     LOST_ANSWER,
+    STARVED,
     Findings,
 )
 from tests.protocol.crash_points import crash_run
@@ -53,6 +54,12 @@ LOST = (0.3, 1, "heard", "a", "lost")
 ANSWERED = (0.3, 1, "heard", "a", "answered")
 STORED = (0.4, 1, "stored", "a")
 ENDED = (0.45, 1, "ended", "a")
+SLOW = [
+    (3, 1, "heard", "a", "lost"),
+    (3.1, 1, "sending", "a", "token", 3),
+    (6, 1, "heard", "a", "answered"),
+]
+"""Every step within its bound, and the lease over before the last: it was made too short."""
 IN_LEASE, AFTER_LEASE = 1, LEASE_SECONDS + 1
 
 
@@ -68,7 +75,8 @@ IN_LEASE, AFTER_LEASE = 1, LEASE_SECONDS + 1
         (AFTER_LEASE, [ANSWERED, STORED], True, DOUBLE_SPEND),
         (AFTER_LEASE, [], True, KILL),
         (AFTER_LEASE, [ANSWERED], True, KILL),
-        (AFTER_LEASE, [ANSWERED], False, LEASE_OVER),
+        (AFTER_LEASE, [ANSWERED], False, STARVED),
+        (AFTER_LEASE, [], False, STARVED),
         (IN_LEASE, [LOST, ENDED], False, LOST_ANSWER),
     ],
 )
@@ -77,9 +85,14 @@ def test_why_a_token_was_shown_again(tmp_path, later_claims_at, lines, is_killed
     assert findings.repeats("token") == [why]
 
 
+def test_a_lease_that_is_over_before_a_holder_in_time_is_a_fault_of_ours(tmp_path):
+    findings = written(tmp_path, LEASE_SECONDS + 0.2, *SLOW, is_killed=False)
+    assert findings.repeats("token") == [LOST_ANSWER, LEASE_OVER]
+
+
 @pytest.mark.parametrize(
     ("is_killed", "reason", "complaints"),
-    [(True, "answer_lost", 0), (True, "invalid_grant", 1), (False, "answer_lost", 1)],
+    [(True, "answer_lost", 0), (True, "invalid_grant", 1), (False, "answer_lost", 0)],
 )
 def test_a_grant_may_be_lost_by_a_kill_that_is_told_as_a_lost_answer(
     tmp_path, is_killed, reason, complaints

@@ -9,13 +9,13 @@ import pytest
 from django.utils import timezone
 
 from everifin_django.connections import grants, revocation
-from everifin_django.connections.refresh import ensure_fresh
 from everifin_django.models import BankToken, PendingRevocation
 from everifin_django.testing.fake import redirect_target
 from everifin_django.testing.sandbox import Sandbox
 from everifin_django.testing.sandbox.server import serve
 from tests.protocol.stampede import stampede
 from tests.protocol.threads import together
+from tests.support.grants import refresh_again
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -130,4 +130,4 @@ def test_f1_processes_that_need_a_new_token_at_once(
         assert sandbox.calls["token.refresh_token"] == 1
         assert sandbox.double_spends == 0
         # The grant is alive: it can be refreshed again.
-        assert ensure_fresh(user, rejected_version=2).token_version == 3
+        assert refresh_again(user) == 3

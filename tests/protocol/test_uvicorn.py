@@ -24,13 +24,13 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from everifin_django.connections.refresh import ensure_fresh
 from everifin_django.models import BankToken
 from everifin_django.testing.fake import redirect_target
 from everifin_django.testing.sandbox import Sandbox
 from everifin_django.testing.sandbox.server import serve
 from tests.protocol.asgi_site import LONGEST_SECONDS
 from tests.protocol.stampede import CHECKOUT
+from tests.support.grants import refresh_again
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -111,7 +111,7 @@ class Everifin:
         row = BankToken.objects.select_related("user").get()
         assert self.sandbox.calls["token.refresh_token"] == 1
         assert (row.token_version, row.lease_id) == (2, None)
-        assert ensure_fresh(row.user, rejected_version=2).token_version == 3
+        assert refresh_again(row.user) == 3
         assert self.sandbox.double_spends == 0
 
 

@@ -22,9 +22,9 @@ from django.test import AsyncClient, Client
 from django.test.utils import override_script_prefix
 from django.utils import translation
 
-from everifin_django.connections import grants
 from everifin_django.models import BankToken, PendingRevocation, SpentState
 from everifin_django.testing.fake import redirect_target
+from tests.support.grants import refresh_again
 
 LOGIN = "/everifin/login/"
 CONNECT = "/everifin/connect/"
@@ -951,7 +951,7 @@ class TestLogoutAtEverifin:
         row = BankToken.objects.get()
         id_token = _id_token(row)
         everifin.issue_id_tokens = False
-        grants.get_access_token(row.user, rejected_version=row.token_version)
+        refresh_again(row.user)
         assert query(redirect_target(client.post(LOGOUT)))["id_token_hint"] == id_token
 
     def test_without_an_id_token_everifin_asks_the_user_itself(

@@ -18,7 +18,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from everifin_django.conf import conf
 from everifin_django.connections import links
 from everifin_django.exceptions import EverifinError, IdentityTakenError
-from everifin_django.models import BankToken, LoginLink
+from everifin_django.models import BankToken, LoginLink, primary
 from everifin_django.oauth.id_token import Identity
 
 CREATED, KNOWN = "created", "known before"
@@ -118,7 +118,7 @@ def _rows(options: dict[str, Any]) -> Iterator[Row]:
 
 
 def _of_file(path: Path) -> Iterator[Row]:
-    users: Any = get_user_model()._default_manager
+    users: Any = primary(get_user_model())
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -133,7 +133,7 @@ def _of_file(path: Path) -> Iterator[Row]:
 
 
 def _of_accounts(model: Any, provider: str, extra: str) -> Iterator[Row]:
-    for account in model._default_manager.filter(provider=provider).select_related("user"):
+    for account in primary(model).filter(provider=provider).select_related("user"):
         more = getattr(account, extra, None)
         issuer = more.get("iss") if isinstance(more, dict) else None
         where = f"{model.__name__} {account.pk}"
@@ -141,7 +141,7 @@ def _of_accounts(model: Any, provider: str, extra: str) -> Iterator[Row]:
 
 
 def _of_field(name: str) -> Iterator[Row]:
-    users: Any = get_user_model()._default_manager
+    users: Any = primary(get_user_model())
     try:
         users.model._meta.get_field(name)
     except FieldDoesNotExist:
@@ -151,7 +151,7 @@ def _of_field(name: str) -> Iterator[Row]:
 
 
 def _of_connections() -> Iterator[Row]:
-    known = BankToken.objects.exclude(identity_digest=None).select_related("user")
+    known = primary(BankToken).exclude(identity_digest=None).select_related("user")
     for connection in known.order_by("pk").iterator():
         where = f"connection {connection.pk}"
         yield Row(where, connection.user, connection.subject, connection.issuer)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from django.test import override_settings
 
-from everifin_django.connections.refresh import client_pause
+from everifin_django.connections.refresh import clear_pauses
 from everifin_django.oauth.jwks import clear_signing_keys
 from everifin_django.testing.adapter import mount
 from everifin_django.testing.fake import as_in_settings
@@ -87,7 +87,7 @@ def observe(case: Case, site: Site) -> str:
     provider = Provider(**as_in_settings(), redirect_uris=REDIRECT_URIS)
     settings = {**site.settings(provider), **case.settings.get(site.name, {})}
     clear_signing_keys()
-    client_pause.end()
+    clear_pauses()
     with (
         override_settings(ROOT_URLCONF="tests.providers.certification.urls", **settings),
         mount(provider),

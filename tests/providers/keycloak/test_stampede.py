@@ -7,12 +7,12 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from everifin_django.connections.refresh import ensure_fresh
 from everifin_django.models import BankToken
 from everifin_django.testing.sandbox.server import serve
 from tests.protocol.stampede import stampede
 from tests.providers.contract.providers import Visitor, from_keycloak
 from tests.providers.keycloak.bank import Bank
+from tests.support.grants import refresh_again
 
 pytestmark = [pytest.mark.keycloak, pytest.mark.django_db(transaction=True)]
 
@@ -61,4 +61,4 @@ def test_f1_processes_that_need_a_new_token_at_once(
         assert [answer["status"] for answer in answers] == [200] * (PROCESSES * THREADS)
         assert refreshes(realm) == ["REFRESH_TOKEN"]
         # The grant is alive: it can be refreshed again.
-        assert ensure_fresh(user, rejected_version=2).token_version == 3
+        assert refresh_again(user) == 3
