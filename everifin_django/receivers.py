@@ -18,8 +18,6 @@ from everifin_django.models import LOGIN_SESSION_KEY, BankToken, LoginSession
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 
 def connect() -> None:
     pre_delete.connect(
