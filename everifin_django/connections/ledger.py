@@ -394,7 +394,7 @@ def _rows() -> PaymentQuerySet:
 def _in_transaction() -> bool:
     from everifin_django.connections.refresh import in_transaction
 
-    return in_transaction()
+    return in_transaction(_alias())
 
 
 def _digest(text: str) -> str:
