@@ -105,11 +105,11 @@ class Ours:
         return {}
 
     def start(self, browser: Client) -> str:
-        return str(browser.post(reverse("everifin_django:login"))["Location"])
+        return redirect_target(browser.post(reverse("everifin_django:login")))
 
     def start_once_more(self, browser: Client) -> str:
         """Who is logged in can connect."""
-        return str(browser.post(reverse("everifin_django:connect"))["Location"])
+        return redirect_target(browser.post(reverse("everifin_django:connect")))
 
     def callback(self) -> str:
         return reverse("everifin_django:callback")
@@ -134,7 +134,7 @@ class Ours:
         return REFRESHED if visit.provider.calls["api"] else STOPPED
 
     def log_out(self, browser: Client) -> str:
-        return str(browser.post(reverse("everifin_django:logout"))["Location"])
+        return redirect_target(browser.post(reverse("everifin_django:logout")))
 
     def backchannel_logout(self) -> str | None:
         return reverse("everifin_django:backchannel_logout")
