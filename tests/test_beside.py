@@ -179,7 +179,7 @@ class TestLogin:
         other = theirs.authorize(client.get("/oidc/authenticate/")["Location"], "bob")
         client.get(other)
         before = user_of(client)
-        assert client.get(ours).status_code == 400
+        assert client.get(ours)["Location"] == "/plain/"
         assert (backend_of(client), user_of(client)) == (THEIRS, before)
         assert everifin.calls["token"] == 0
 

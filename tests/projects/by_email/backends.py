@@ -1,4 +1,4 @@
-"""README's example of a site's own backend, taken from there."""
+"""The guide's example of a site's own backend, taken from there."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,9 @@ from django.contrib.auth import get_user_model
 
 from everifin_django.backends import EverifinBackend
 
-README = Path(__file__).parents[3] / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+GUIDE = Path(__file__).parents[3] / "docs" / "howto" / "users.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
 
 names: dict[str, Any] = {"EverifinBackend": EverifinBackend, "get_user_model": get_user_model}
-exec(next(code for code in EXAMPLES if "class StaffBackend" in code), names)  # noqa: S102 - our own README
+exec(next(code for code in EXAMPLES if "class StaffBackend" in code), names)  # noqa: S102 - our own guide
 StaffBackend = names["StaffBackend"]

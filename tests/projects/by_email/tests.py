@@ -56,7 +56,7 @@ class TestNamedByEmail:
         assert User.objects.count() == 1
 
 
-class TestReadmesOwnBackend:
+class TestOwnBackend:
     @pytest.fixture(autouse=True)
     def own(self, settings):
         settings.AUTHENTICATION_BACKENDS = [OWN]

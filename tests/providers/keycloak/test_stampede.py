@@ -8,6 +8,7 @@ import pytest
 from django.utils import timezone
 
 from everifin_django.models import BankToken
+from everifin_django.testing.fake import redirect_target
 from everifin_django.testing.sandbox.server import serve
 from tests.protocol.stampede import stampede
 from tests.providers.contract.providers import Visitor, from_keycloak
@@ -49,7 +50,7 @@ def test_f1_processes_that_need_a_new_token_at_once(
         client.force_login(user)
         start = client.post("/everifin/connect/")
         visitor = Visitor(from_keycloak(realm), redirect_uri=CALLBACK)
-        client.get(CALLBACK, visitor.agree(start["Location"]))
+        client.get(CALLBACK, visitor.agree(redirect_target(start)))
         BankToken.objects.update(
             issued_at=timezone.now() - timedelta(minutes=6), access_expires_at=timezone.now()
         )
