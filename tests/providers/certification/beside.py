@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from django.contrib.auth import get_user_model
 
-from tests.providers.certification.cases import Case
+from tests.providers.certification.cases import Case, asks_userinfo
 from tests.providers.certification.provider import Provider
 from tests.providers.certification.sites import LOGGED_IN, REFUSED, Visit
 
@@ -28,6 +28,10 @@ SKEW_SECONDS = 30
 def be_ahead(provider: Provider) -> None:
     now = int(time.time()) + SKEW_SECONDS
     provider.change_claims(iat=now, exp=now + 300)
+
+
+def name_another_issuer(provider: Provider) -> None:
+    provider.named_issuer = f"{provider.issuer}/other"
 
 
 def refuse_code(provider: Provider) -> None:
@@ -109,6 +113,13 @@ BESIDE = (
         provider_does="names the email address of a user of the site, and that it is not verified",
         right=(NOT_THEM,),
         play=log_in_where_somebody_has_the_address,
+    ),
+    Case(
+        name="another-issuer-everywhere",
+        provider_does="names another issuer than the one configured, wherever it names one",
+        right=(REFUSED,),
+        switch=name_another_issuer,
+        complaint=asks_userinfo,
     ),
     Case(
         name="clock-ahead",

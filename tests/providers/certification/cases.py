@@ -115,8 +115,8 @@ def answer_userinfo_about_another(provider: Provider) -> None:
     provider.faults.add("userinfo", body={"sub": bob.sub, "email": bob.email})
 
 
-def name_another_issuer(provider: Provider) -> None:
-    provider.named_issuer = f"{provider.issuer}/other"
+def publish_another_issuer(provider: Provider) -> None:
+    provider.change_metadata(issuer=f"{provider.issuer}/other")
 
 
 def change_way_back(**changes: str | None) -> Callable[[Provider], None]:
@@ -385,25 +385,29 @@ CONFIG = (
     Case(
         name=f"{OIDCC}-discovery-openid-config",
         provider_does="publishes its metadata",
-        right=(DOES_NOT_APPLY,),
-        play=log_in_without_metadata,
+        right=(LOGGED_IN,),
         complaint=uses_other_endpoints,
-        remark="No metadata is read at run time: the endpoints are settings. The test checks "
-        "instead that the endpoints used are those published.",
+        remark="No metadata is read at run time: the endpoints are settings. The suite does not "
+        "insist on it either. The test checks that the endpoints used are those published.",
     ),
     Case(
         name=f"{OIDCC}-discovery-jwks-uri-keys",
         provider_does="publishes its keys at `jwks_uri`",
-        right=(LOGGED_IN,),
+        right=(DOES_NOT_APPLY,),
+        play=log_in_without_metadata,
         complaint=takes_keys_elsewhere,
+        remark="The suite fails a site that begins a login before it has read the metadata. The "
+        "test checks instead that the keys are those published.",
     ),
     Case(
         name=f"{OIDCC}-discovery-issuer-mismatch",
-        provider_does="names another issuer than the one configured, wherever it names one",
-        right=(REFUSED,),
-        switch=name_another_issuer,
-        complaint=asks_userinfo,
-        remark="No metadata is read, so the mismatch can only be seen in what the login brings.",
+        provider_does="names another issuer in its metadata than the one configured",
+        right=(DOES_NOT_APPLY,),
+        switch=publish_another_issuer,
+        play=log_in_without_metadata,
+        remark="The suite (`ChangeIssuerInServerConfigurationToBeInvalid`) fails a site that does "
+        "not stop once it has read the metadata, and none is read. A provider that names another "
+        "issuer in what a login brings, too, is beside the suite below.",
     ),
     Case(
         name=f"{OIDCC}-signing-key-rotation",
@@ -422,20 +426,26 @@ CONFIG = (
 REFRESH = (
     Case(
         name=f"{OIDCC}-refresh-token",
-        provider_does="does everything right",
+        provider_does="does everything right, with refresh tokens of every character allowed",
         right=(REFRESHED,),
+        switch=Provider.give_odd_refresh_tokens,
         play=refresh(),
+        remark="`CreateRefreshToken` makes refresh tokens of any VSCHAR, so a space may be in "
+        "them, and `ValidateRefreshToken` wants them back as they were. Here every token of these "
+        "tests has each of those characters.",
     ),
     Case(
         name=f"{OIDCC}-refresh-token-invalid-issuer",
         provider_does="names another issuer in the refreshed ID token",
         right=(STOPPED,),
+        switch=Provider.give_odd_refresh_tokens,
         play=refresh(iss="https://other.example/"),
     ),
     Case(
         name=f"{OIDCC}-refresh-token-invalid-sub",
         provider_does="names another `sub` in the refreshed ID token",
         right=(STOPPED,),
+        switch=Provider.give_odd_refresh_tokens,
         play=refresh(sub="another"),
     ),
 )

@@ -138,10 +138,18 @@ BACK_CHANNEL = (
         "does everything right",
         be_logged_out(),
         "The suite sends its logout tokens during an RP-initiated logout; here they come while the "
-        "visitor is logged in, so that one can see what they do.",
+        "visitor is logged in, so that one can see what they do. As in the suite, no logout token "
+        "has a `typ`; `EnsureBackChannelLogoutUriResponseStatusCodeIs200` wants this one taken, "
+        "and `EnsureBackChannelLogoutUriResponseStatusCodeIs400` all others refused.",
     ),
     back_channel("-alg-none", "does not sign the logout token", be_logged_out(do_not_sign)),
-    back_channel("-wrong-alg", "signs the logout token by ES256", be_logged_out(sign_by_es256)),
+    back_channel(
+        "-wrong-alg",
+        "signs the logout token by ES256",
+        be_logged_out(sign_by_es256),
+        "With a key that is published (`OIDCCSignLogoutTokenWithWrongAlgorithm`): nothing is wrong "
+        "but that the client is registered for RS256.",
+    ),
     back_channel("-no-event", "leaves out `events`", be_logged_out(events=None)),
     back_channel(
         "-wrong-event",

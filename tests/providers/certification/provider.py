@@ -19,6 +19,9 @@ from everifin_django.testing.sandbox import Sandbox, idp
 AFTER_LOGOUT = "https://testserver/plain/"
 """Where the provider sends a visitor back to after a logout there."""
 
+VSCHAR = "".join(map(chr, range(0x20, 0x7F)))
+"""What a refresh token may consist of (RFC 6749, A.17)."""
+
 Change = Callable[[dict[str, Any]], object]
 
 
@@ -60,6 +63,19 @@ class Provider(Sandbox):
             return headers, {name: value for name, value in changed.items() if value is not None}
 
         self.id_token_hook = change
+
+    def change_metadata(self, **values: Any) -> None:
+        """Publish *values* for discovery in place of the true ones."""
+        changed = json.dumps({**self.metadata(), **values})
+        self.faults.add("discovery", body=changed, content_type="application/json")
+
+    def give_odd_refresh_tokens(self) -> None:
+        """Let refresh tokens have every character that one may have, a space among them."""
+
+        def token(claims: Mapping[str, Any]) -> str:
+            return f"{claims['jti']}{VSCHAR}"
+
+        self.signer.refresh_token = token  # type: ignore[method-assign]
 
     def publish_keys(self, *keys: Mapping[str, Any]) -> None:
         self.faults.add("certs", body={"keys": keys}, content_type="application/json")
