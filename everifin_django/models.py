@@ -205,6 +205,8 @@ class BankToken(models.Model):
     access_ciphertext = models.TextField(blank=True, editable=False)
     refresh_ciphertext = models.TextField(blank=True, editable=False)
     id_ciphertext = models.TextField(blank=True, editable=False)
+    # The user whose tokens these are; no other can open them. Empty while unknown.
+    encrypted_for = models.CharField(max_length=255, blank=True, editable=False)
 
     scope = models.CharField(_("scope"), max_length=1024, blank=True)
     issued_at = models.DateTimeField(_("last refreshed"), null=True)
@@ -255,6 +257,11 @@ class BankToken(models.Model):
             is_rejected,
         )
 
+    @property
+    def is_moved(self) -> bool:
+        """Was the row given to another user than the one whose tokens it holds?"""
+        return bool(self.encrypted_for) and self.encrypted_for != str(self.user_id)
+
     def encryption_context(self, kind: TokenKind) -> EncryptionContext:
         return EncryptionContext(connection_id=str(self.pk), user_pk=str(self.user_id), kind=kind)
 
@@ -273,6 +280,7 @@ class BankToken(models.Model):
         not come keeps its column.
         """
         columns = {
+            "encrypted_for": str(self.user_id),
             "scope": tokens.scope or self.scope,
             "sid": tokens.sid or self.sid,
             "issued_at": tokens.issued_at,
@@ -292,10 +300,14 @@ class BankToken(models.Model):
         return columns
 
     def is_of_another(self, identity: Identity | None) -> bool:
-        """Tell whether both identities are known and differ."""
+        """
+        Tell whether both identities are known and differ. What a row holds that was moved from
+        another user is not this user's.
+        """
         return bool(
             identity is not None
             and self.identity_digest
+            and not self.is_moved
             and self.identity_digest != identity.digest
         )
 
@@ -315,6 +327,8 @@ class BankToken(models.Model):
         now = now or timezone.now()
         if self.status != self.Status.ACTIVE:
             return self.Health(self.status)
+        if self.is_moved:
+            return self.Health.NEEDS_RECONNECT
         if self.failures or self._was_rejected(now):
             return self.Health.DEGRADED
         return self.Health.EXPIRING if self._is_expiring(now) else self.Health.ACTIVE

@@ -125,7 +125,8 @@ def test_every_state_has_its_row():
     page = text_of("states")
     assert first_cells(section(page, "Health")) == BankToken.Health.values
     reasons = first_cells(section(page, "Why a connection needs to be made again"))
-    known = {*refresh.ENDING_ERRORS.values(), refresh.ANSWER_LOST, "identity_changed"}
+    ours = {refresh.ANSWER_LOST, refresh.USER_CHANGED, "identity_changed"}
+    known = {*refresh.ENDING_ERRORS.values(), *ours}
     assert set(reasons) == known
     statuses = re.findall(r"^\| `(\w+)` \| (yes|no)", section(page, "Payments"), re.MULTILINE)
     assert [name for name, _ in statuses] == [*payments.PaymentStatus]

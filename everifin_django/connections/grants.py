@@ -362,6 +362,7 @@ EMPTY_COLUMNS: dict[str, Any] = {
     "access_ciphertext": "",
     "refresh_ciphertext": "",
     "id_ciphertext": "",
+    "encrypted_for": "",
     "access_expires_at": None,
     "refresh_expires_at": None,
     "sid": "",

@@ -80,6 +80,7 @@ REPEAT_SECONDS = 1
 CLIENT_REFUSED_PAUSE_SECONDS = 5
 SENDING_SHARE = 0.5
 ANSWER_LOST = "answer_lost"
+USER_CHANGED = "user_changed"
 NO_ACCESS_TOKEN = "no_access_token"  # noqa: S105 - a reason
 REFUSED_SECONDS = 3600
 NEW_TOKEN_SECONDS = 3
@@ -131,8 +132,8 @@ def ensure_fresh(user: Any, *, rejected: ConnectionVersion | None = None) -> Ban
 
 def read_connection(user: Any) -> BankToken:
     """
-    Return what the user's connection needs to give a fresh token. One query of ten columns, without
-    order or clock; the other columns are loaded when they are asked for.
+    Return what the user's connection needs to give a fresh token. One query of eleven columns,
+    without order or clock; the other columns are loaded when they are asked for.
 
     Written as SQL, because building the same query with the ORM takes several times as long as
     running it. Nothing is kept for the next call.
@@ -162,6 +163,7 @@ FRESH_COLUMNS: tuple[Any, ...] = tuple(
         "token_version",
         "last_error",
         "access_ciphertext",
+        "encrypted_for",
         "scope",
         "issued_at",
         "access_expires_at",
@@ -761,6 +763,16 @@ def _connected(row: BankToken | None) -> BankToken:
         raise TokenMissingError("The user has no connection to Everifin.")
     if row.status == BankToken.Status.NEEDS_RECONNECT:
         raise consent_expired_error(row.last_error)
+    if row.is_moved:
+        logger.error(
+            "Connection %s was given to another user, who cannot use its tokens: they have to "
+            "connect again.",
+            row.pk,
+        )
+        raise ConsentExpiredError(
+            "This connection was made by another user; they need to connect again.",
+            reason=USER_CHANGED,
+        )
     return row
 
 

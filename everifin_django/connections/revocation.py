@@ -47,7 +47,7 @@ def enqueue(connection: BankToken, reason: str) -> PendingRevocation | None:
         return None
     return PendingRevocation.objects.using(database_of(connection)).create(
         connection_id=connection.pk,
-        user_pk=str(connection.user_id),
+        user_pk=connection.encrypted_for or str(connection.user_id),
         refresh_ciphertext=connection.refresh_ciphertext,
         reason=_bounded(reason),
         expires_at=connection.refresh_expires_at,

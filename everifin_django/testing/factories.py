@@ -84,6 +84,7 @@ class BankTokenFactory(factory.django.DjangoModelFactory):
     id_ciphertext = factory.LazyAttribute(
         lambda row: _sealed(row.id_token, row.id, row.user.pk, "id")
     )
+    encrypted_for = factory.LazyAttribute(lambda row: str(row.user.pk))
     scope = "openid ais"
     token_version = 1
     issued_at = factory.LazyFunction(timezone.now)

@@ -13,7 +13,11 @@ from everifin_django.connections import grants, revocation
 from everifin_django.connections.refresh import ensure_fresh
 from everifin_django.exceptions import UnavailableError
 from everifin_django.models import MOST_COUNTED, BankToken, PendingRevocation, in_database_seconds
-from everifin_django.testing.factories import BankTokenFactory, PendingRevocationFactory
+from everifin_django.testing.factories import (
+    BankTokenFactory,
+    PendingRevocationFactory,
+    UserFactory,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -140,3 +144,39 @@ def test_a_reason_of_any_length_disconnects(connected, everifin):
     assert grants.disconnect(connected.user, "r" * 300)
     assert BankToken.objects.get().status == "disconnected"
     assert connection.vendor
+
+
+class TestAMovedRow:
+    """A row that was given to another user holds tokens that this user cannot open."""
+
+    @pytest.fixture
+    def moved(self, connected) -> BankToken:
+        BankToken.objects.update(user=UserFactory())
+        return BankToken.objects.select_related("user").get()
+
+    @pytest.mark.parametrize("minutes", [0, 6])
+    @pytest.mark.urls("tests.protocol.site")
+    def test_the_user_is_asked_to_connect_again_and_nothing_is_sent(
+        self, moved, everifin, client, age, minutes
+    ):
+        age(moved, minutes=minutes)
+        client.force_login(moved.user)
+        answer = client.get("/accounts/", headers={"accept": "text/html"})
+        assert answer.status_code == 302
+        assert answer["Location"].startswith("/everifin/connect/")
+        assert moved.health() == BankToken.Health.NEEDS_RECONNECT
+        assert everifin.calls["token.refresh_token"] == 0
+        moved.refresh_from_db()
+        assert moved.status == "active"
+
+    def test_connecting_ends_the_grant_of_the_other_user(self, moved, everifin):
+        assert everifin.live_sessions() == 1
+        everifin.connect(moved.user, "bob")
+        revocation.revoke_due()
+        assert not PendingRevocation.objects.exists()
+        assert everifin.live_sessions() == 1
+        assert ensure_fresh(moved.user).open_token("access") is not None
+
+    def test_disconnecting_ends_it_as_well(self, moved, everifin):
+        assert grants.disconnect(moved.user)
+        assert everifin.live_sessions() == 0
