@@ -73,6 +73,7 @@ def test_no_crash_pays_twice(settings):
     weather = Weather(draw, faults())
     with serve(sandbox) as server:
         at_everifin = {
+            "DEBUG": True,
             "EVERIFIN_IDP_URL": server.url,
             "EVERIFIN_API_URL": server.url,
             "EVERIFIN_SCOPES": settings.EVERIFIN_SCOPES,

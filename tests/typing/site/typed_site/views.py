@@ -1,6 +1,5 @@
 """Views as a site under `mypy --strict` writes them, with the types that a checker must see."""
 
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, assert_type
 
@@ -14,6 +13,7 @@ from django.views.decorators.http import require_safe
 from django.views.generic import TemplateView
 
 from everifin_django.bank.accounts import Account, Transaction
+from everifin_django.bank.pages import Rows
 from everifin_django.connections import everifin_for
 from everifin_django.connections.grants import Everifin
 from everifin_django.decorators import everifin_required
@@ -24,7 +24,7 @@ from everifin_django.request import EverifinRequest
 @everifin_required
 def accounts(request: EverifinRequest) -> HttpResponse:
     assert_type(request.everifin, Everifin)
-    assert_type(request.everifin.accounts(), Iterator[Account])
+    assert_type(request.everifin.accounts(), Rows[Account])
     return render(request, "accounts.html", {"accounts": request.everifin.accounts()})
 
 
