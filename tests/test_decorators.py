@@ -59,7 +59,8 @@ class TestHiddenMark:
 
     @pytest.mark.parametrize("path", ["/hidden/payments/", "/ahidden/payments/"])
     def test_so_is_one_that_asks_everifin_nothing_itself(
-        self, everifin_connect, admin_client, path
+        self, settings, everifin_connect, admin_client, path
     ):
         everifin_connect(admin_client)
+        settings.EVERIFIN_SCOPES = "openid ais pis"
         assert admin_client.get(path)["Location"].startswith(CONNECT)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections, router
@@ -124,16 +123,6 @@ def examine_redirect_uri() -> Words:
         yield "error", f"EVERIFIN_REDIRECT_URI is {given}, where no callback is.", hint
     else:
         yield "ok", given
-
-
-def examine_proxies() -> Words:
-    is_behind_one = settings.USE_X_FORWARDED_HOST or settings.SECURE_PROXY_SSL_HEADER
-    if is_behind_one and not conf.trusted_proxies:
-        message = (
-            "The settings trust headers of a reverse proxy, but EVERIFIN_TRUSTED_PROXIES is 0: "
-            "Everifin is told the proxy's IP address, or none, instead of the user's."
-        )
-        yield "warning", message, "EVERIFIN_TRUSTED_PROXIES = 1"
 
 
 def examine_identity_provider() -> Words:
@@ -282,7 +271,6 @@ EXAMINATIONS: Mapping[str, Callable[[], Words]] = {
     "keys": examine_keys,
     "database": examine_database,
     "redirect URI": examine_redirect_uri,
-    "proxies": examine_proxies,
     "identity provider": examine_identity_provider,
     "signing keys": examine_signing_keys,
     "bank API": examine_api,
