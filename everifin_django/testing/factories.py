@@ -6,8 +6,11 @@ factory-boy factories for every model of this app, and for the users they belong
 
 from __future__ import annotations
 
+import json
 import uuid
 from datetime import timedelta
+from decimal import Decimal
+from hashlib import sha256
 from typing import Any
 
 import factory
@@ -21,6 +24,7 @@ from everifin_django.models import (
     LoginLink,
     LoginSession,
     LogoutSeen,
+    Payment,
     PendingRevocation,
     SpentState,
 )
@@ -32,6 +36,7 @@ __all__ = [
     "LoginLinkFactory",
     "LoginSessionFactory",
     "LogoutSeenFactory",
+    "PaymentFactory",
     "PendingRevocationFactory",
     "SpentStateFactory",
     "UserFactory",
@@ -120,6 +125,40 @@ class PendingRevocationFactory(factory.django.DjangoModelFactory):
         lambda row: _sealed(row.refresh_token, row.connection_id, row.user_pk, "refresh")
     )
     reason = "disconnected"
+
+
+class PaymentFactory(factory.django.DjangoModelFactory):
+    """A payment that is written down and not sent; *state* gives it another one."""
+
+    class Meta:
+        model = Payment
+
+    class Params:
+        recipient_iban = "SK3112000000198742637541"
+
+    id = factory.LazyFunction(uuid.uuid4)
+    user = factory.SubFactory(UserFactory)
+    user_pk = factory.LazyAttribute(lambda row: str(row.user.pk))
+    key = factory.Sequence(lambda number: f"order-{number}")
+    key_digest = factory.LazyAttribute(lambda row: sha256(row.key.encode()).hexdigest())
+    kind = Payment.Kind.SINGLE
+    external_id = factory.LazyFunction(lambda: str(uuid.uuid4()))
+    amount = Decimal("12.30")
+    currency = "EUR"
+    payment_ciphertext = factory.LazyAttribute(
+        lambda row: _sealed(_asked(row), row.id, row.user_pk, "payment")
+    )
+
+
+def _asked(row: Any) -> str:
+    return json.dumps(
+        {
+            "amount": str(row.amount),
+            "currency": row.currency,
+            "recipient_iban": row.recipient_iban,
+            "external_id": row.external_id,
+        }
+    )
 
 
 class SpentStateFactory(factory.django.DjangoModelFactory):
