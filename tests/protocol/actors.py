@@ -21,10 +21,17 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import pytest
 from django.utils import timezone
 
+from everifin_django.conf import conf
 from everifin_django.connections import grants, refresh, revocation
 from everifin_django.encryption import active_key, open_sealed
 from everifin_django.exceptions import APIError, EverifinError, RefusedError, TokenError
-from everifin_django.models import BankToken, PendingRevocation, in_database_seconds
+from everifin_django.models import (
+    LONGEST_LEASE_SECONDS,
+    BankToken,
+    ConnectionVersion,
+    PendingRevocation,
+    in_database_seconds,
+)
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.secret import Secret
 from everifin_django.testing.factories import BankTokenFactory
@@ -37,6 +44,7 @@ Status = BankToken.Status
 SCOPE = "openid ais"
 SECOND = timedelta(seconds=1)
 LIFETIME = timedelta(hours=12)
+LEASE = timedelta(seconds=LONGEST_LEASE_SECONDS / 2)
 FAULTS: dict[str, dict[str, Any]] = {
     "lost before": {"lost": "before", "times": 1},
     "lost before, twice": {"lost": "before", "times": 2},
@@ -361,7 +369,7 @@ def a_system(everifin: Sandbox, rotation: Rotation) -> Iterator[System]:
         patch.setattr(refresh, "uuid", names)
         patch.setattr(refresh, "TAKEOVER_PATIENCE_SECONDS", 0)
         patch.setattr(refresh, "BACKOFF_SECONDS", (600, 3600))
-        patch.setattr(refresh, "LEASE_SPARE_SECONDS", 3600)
+        patch.setattr(refresh, "LEASE_SPARE_SECONDS", LEASE // SECOND)
         yield system
 
 
@@ -398,7 +406,8 @@ def _as_of_now(row: Any) -> Any:
     now = timezone.now()
     for name, value in list(vars(row).items()):
         if isinstance(value, datetime):
-            setattr(row, name, now + (LIFETIME if value > now else -LIFETIME))
+            ahead = LEASE if name == "lease_until" else LIFETIME
+            setattr(row, name, now + (ahead if value > now else -ahead))
     return row
 
 
@@ -484,6 +493,39 @@ class Refreshing(Actor):
 
 
 @dataclass(frozen=True)
+class Refused(Actor):
+    """
+    One call that the bank API answers with 401, whatever its token: it reads, is refused, and goes
+    on as one that refreshes, if a refresh may help.
+    """
+
+    TURNS: ClassVar = 5
+    taken: int = 0
+    seen: ConnectionVersion | None = None
+
+    def turn(self, system: System) -> Actor | None:
+        if self.seen is None:
+            with suppress(TokenError):
+                seen = refresh.read_connection(system.user).seen(is_rejected=True)
+                return Refused(1, seen)
+            return None
+        return self._refused(system, self.seen)
+
+    def _refused(self, system: System, seen: ConnectionVersion) -> Actor | None:
+        try:
+            reading = refresh._read(system.user, seen)
+            if not reading.is_rejected or reading.is_leased or reading.pause_seconds:
+                return None
+            refresh._check_that_a_refresh_may_help(reading)
+        except EverifinError:
+            return None
+        # A token that came from a refresh and is refused all the same is not refreshed for that.
+        is_overdue = reading.now >= reading.row.overdue_at(conf.refresh_margin_seconds)
+        assert reading.row.refreshed_at is None or is_overdue
+        return Refreshing(1, refresh.Attempt(reading.row, 0))
+
+
+@dataclass(frozen=True)
 class Disconnecting(Actor):
     """``grants.disconnect`` in its two turns: the end here, the end at Everifin."""
 
@@ -497,10 +539,16 @@ class Disconnecting(Actor):
             row, pending = grants._end(system.user, "disconnected")
             system.notes.is_disconnected |= row is not None
             return Disconnecting(1, pending) if pending else None
-        # In a system that was brought back, the entry has another id.
-        token, entries = self.pending.open_token(), PendingRevocation.objects.all()
+        # In a system that was brought back, the entry has another id; and a late answer may have
+        # put a newer token of the same session into it.
+        token, entries = self.pending.open_token(), list(PendingRevocation.objects.all())
+        same = [entry for entry in entries if entry.open_token() == token] or [
+            entry for entry in entries if entry.connection_id == self.pending.connection_id
+        ]
+        if not same:
+            return None
         pending = copy(self.pending)
-        pending.pk = next(entry.pk for entry in entries if entry.open_token() == token)
+        pending.pk = same[0].pk
         revocation.revoke(pending)
         return None
 

@@ -13,12 +13,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from everifin_django.connections import refresh
 from tests.protocol.actors import (
     Actor,
     Deleting,
     Disconnecting,
     Reconnecting,
     Refreshing,
+    Refused,
     System,
     a_system,
 )
@@ -26,6 +28,7 @@ from tests.protocol.actors import (
 pytestmark = pytest.mark.django_db
 
 MOST_ACTORS = 5
+ROLES: list[type[Actor]] = [*[Refreshing] * 3, Refused, Disconnecting, Deleting, Reconnecting]
 BOUNDS = settings(
     max_examples=30,
     stateful_step_count=25,
@@ -52,7 +55,7 @@ class Protocol(RuleBasedStateMachine):
         return len(self.actors) < MOST_ACTORS
 
     @precondition(has_room)
-    @rule(role=st.sampled_from([*[Refreshing] * 3, Disconnecting, Deleting, Reconnecting]))
+    @rule(role=st.sampled_from(ROLES))
     def somebody_begins(self, role: type[Actor]) -> None:
         self.actors.append(role())
 
@@ -72,6 +75,21 @@ class Protocol(RuleBasedStateMachine):
     @rule(data=st.data())
     def somebody_crashes(self, data: st.DataObject) -> None:
         self.system.crash(self.actors.pop(self._chosen(data)))
+
+    @precondition(has_room)
+    @rule()
+    def the_bank_api_refuses_the_token(self) -> None:
+        """Somebody who begins with what is stored and has to refresh at once."""
+        self.actors.append(Refused())
+        for _ in range(2):
+            if self.actors and isinstance(self.actors[-1], Refused):
+                self._turn(len(self.actors) - 1)
+
+    @rule()
+    def somebody_refreshes_without_a_break(self) -> None:
+        goes_on: Actor | None = Refreshing()
+        while goes_on:
+            goes_on = self.system.let(goes_on)
 
     @rule()
     def the_lease_runs_out(self) -> None:
@@ -106,7 +124,10 @@ class Protocol(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("rotation", ["strict", "default"])
-def test_no_run_breaks_the_protocol(everifin, rotation):
+def test_no_run_breaks_the_protocol(everifin, rotation, monkeypatch):
+    # Whatever time a run takes, a token that came from a refresh in it counts as new.
+    monkeypatch.setattr(refresh, "NEW_TOKEN_SECONDS", 24 * 3600)
+    monkeypatch.setattr(refresh, "REJECTED_CONNECTIONS", 10**6)
     with a_system(everifin, rotation) as system:
 
         class OfThisTest(Protocol):
