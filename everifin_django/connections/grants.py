@@ -525,7 +525,7 @@ def _save(
 
 
 def _identity_columns(row: BankToken, identity: Identity | None) -> dict[str, Any]:
-    """What is unknown never takes the place of what is known."""
+    """What is unknown never replaces what is known."""
     if identity is None:
         return {
             "issuer": row.issuer,

@@ -190,7 +190,7 @@ def refresh_after_rollback(seen: ConnectionVersion) -> None:
 
 def reject(user: Any, rejected: ConnectionVersion) -> NoReturn:
     """
-    Write down that Everifin refused the access token that came in place of a refused one: it is the
+    Write down that Everifin refused the access token that followed a refused one: it is the
     bank API that fails, and more refreshes would not help. One statement.
 
     Errors: UnavailableError, always.

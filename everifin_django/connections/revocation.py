@@ -69,8 +69,8 @@ def release(connection: BankToken, reason: str, *, but: uuid.UUID | None = None)
 def replace_spent(connection: BankToken, refresh_token: Secret, key: Key) -> None:
     """
     Put *refresh_token*, the answer to a refresh of *connection* that came after a newer grant had
-    taken its place, where the token that was spent for it went: to the outbox, or to the record of
-    a browser. Three statements at most; nothing where both grants share one session at Everifin.
+    replaced it, where the token that was spent for it went: to the outbox, or to the record of a
+    browser. Three statements at most; nothing where both grants share one session at Everifin.
     """
     context = connection.encryption_context("refresh")
     entries = primary(PendingRevocation).filter(
@@ -242,7 +242,7 @@ def revoke_due() -> tuple[int, int]:
     End what is due in the outbox; return how many entries are gone and how many are left.
 
     One query for the list, and for each entry two queries and one request. Tokens past
-    their own end are dropped without a request.
+    their own end are deleted without a request.
     """
     entries = primary(PendingRevocation)
     before = entries.count()
