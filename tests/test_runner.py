@@ -145,6 +145,8 @@ class TestWhatIsLeftOut:
         monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
         monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+        # A root of its own, also where the temporary directory lies in this checkout.
+        pytester.makeini("[pytest]\nmarkers = exhaustive: takes long")
         pytester.makeconftest('pytest_plugins = ["tests.support.left_out"]')
         pytester.makepyfile(
             """
