@@ -1,4 +1,4 @@
-"""``manage.py demo``: the example site and a pretend Everifin, to click through or to walk."""
+"""``manage.py demo``: the example site and the sandbox, to click through or to walk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAST_WORDS = 2000
 
 class Command(BaseCommand):
     help = (
-        "Starts the example site and a pretend Everifin. With --walk it visits the site by itself, "
+        "Starts the example site and the sandbox. With --walk it visits the site by itself, "
         "says what it saw, and stops."
     )
     # The process that serves the site runs them, with the settings that are made here.
@@ -66,7 +66,7 @@ class Command(BaseCommand):
             self._say("Stopped.")
 
     def _walk(self, site: Site, sandbox: Any) -> None:
-        self._say(f"The site is at {site.url}, the pretend Everifin at {sandbox.idp_url}.\n")
+        self._say(f"The site is at {site.url}, the sandbox at {sandbox.idp_url}.\n")
         walk = Walk.begin(site.url, sandbox.idp_url, token_seconds=sandbox.access_token_seconds)
         if walk.run(self._say):
             raise CommandError(f"The walk failed. The site's last words:\n{site.last_words()}")
@@ -75,7 +75,7 @@ class Command(BaseCommand):
         logins = " or ".join(f"{name} / {word}" for name, word in sandbox.demo_logins.items())
         self._say(f"""
 The example site:      {site.url}/
-The pretend Everifin:  {sandbox.idp_url}/_sandbox/ (look inside, break things)
+The sandbox:  {sandbox.idp_url}/_sandbox/ (look inside, break things)
 
 Log in at Everifin as  {logins}
 Log in at the site as  {LOGIN} / {LOGIN}, also for {site.url}/admin/
