@@ -75,7 +75,7 @@ class Command(BaseCommand):
         logins = " or ".join(f"{name} / {word}" for name, word in sandbox.demo_logins.items())
         self._say(f"""
 The example site:      {site.url}/
-The sandbox:  {sandbox.idp_url}/_sandbox/ (look inside, break things)
+The sandbox:           {sandbox.idp_url}/_sandbox/ (look inside, break things)
 
 Log in at Everifin as  {logins}
 Log in at the site as  {LOGIN} / {LOGIN}, also for {site.url}/admin/
