@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth.views import redirect_to_login
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.urls import get_script_prefix
 from django.utils import timezone
@@ -37,7 +37,7 @@ from everifin_django.exceptions import (
 from everifin_django.models import Payment
 from everifin_django.secret import Secret
 from everifin_django.web.login_flow import safe_next
-from everifin_django.web.views import auth_view
+from everifin_django.web.views import auth_view, take_query
 
 POLL_SECONDS = 5
 POLL_AGAIN_AFTER = timedelta(seconds=2)
@@ -134,9 +134,7 @@ def _parameters(request: HttpRequest) -> Mapping[str, Secret] | None:
     The parameters of the return, taken out of the request so that no report shows them; None if
     there are more, or longer ones, than a bank sends.
     """
-    query, request.GET = request.GET, QueryDict()
-    request.META["QUERY_STRING"] = ""
-    parameters = {name: str(value) for name, value in query.items()}
+    parameters = {name: str(value) for name, value in take_query(request).items()}
     is_bounded = len(parameters) <= MAX_PARAMETERS and all(
         len(name) + len(value) <= MAX_PARAMETER_LENGTH for name, value in parameters.items()
     )

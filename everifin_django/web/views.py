@@ -365,7 +365,7 @@ def _parameters(request: HttpRequest) -> dict[str, Secret]:
 
     Errors: LoginError if one comes twice, is too long, or the state is missing.
     """
-    query = _take_query(request)
+    query = take_query(request)
     parameters = {}
     for name, longest in LONGEST_PARAMETERS.items():
         values = query.getlist(name)
@@ -378,7 +378,7 @@ def _parameters(request: HttpRequest) -> dict[str, Secret]:
     return parameters
 
 
-def _take_query(request: HttpRequest) -> QueryDict:
+def take_query(request: HttpRequest) -> QueryDict:
     """
     The query, removed from every attribute of the request that contains it: servers and proxies add
     copies, such as RAW_URI and X-Original-URI.
