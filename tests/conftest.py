@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -30,6 +31,15 @@ def django_db_modify_db_settings(
     if connection.vendor == "sqlite":
         name = tmp_path_factory.mktemp("database") / "test.sqlite3"
         connection.settings_dict["TEST"]["NAME"] = str(name)
+
+
+@pytest.fixture(autouse=True)
+def loggers_stay_enabled() -> Iterator[None]:
+    """Fail a test that leaves a logger of the package disabled, because later ones read the log."""
+    yield
+    loggers = logging.root.manager.loggerDict
+    ours = [name for name in loggers if name.partition(".")[0] == "everifin_django"]
+    assert not [name for name in ours if logging.getLogger(name).disabled]
 
 
 @pytest.fixture
