@@ -22,10 +22,11 @@ def pytest_configure(config: pytest.Config) -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr(malicious_server, "walk_tb", _frames_of_a_site)
     config.add_cleanup(patch.undo)
-    # "everifin_django.encryption.x_seal__mutmut_1"; one word while the tool prepares its run.
-    _, module, *_ = [*os.environ["MUTANT_UNDER_TEST"].split("."), ""]
-    if module:
-        config.args = [f"tests/test_{module}.py"]
+    # "everifin_django.oauth.endpoints.x_post__mutmut_1"; one word while the tool prepares its run.
+    path = os.environ["MUTANT_UNDER_TEST"].split(".")[1:-1]
+    if path:
+        *folders, module = path
+        config.args = ["/".join(["tests", *folders, f"test_{module}.py"])]
 
 
 def _frames_of_a_site(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
