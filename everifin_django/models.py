@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from django.conf import settings
 from django.db import connections as db_connections
 from django.db import models, router, transaction
-from django.db.models.functions import Now
+from django.db.models.functions import Cast, Concat, Now, Replace
+from django.db.models.lookups import Exact, GreaterThan, LessThanOrEqual
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 ModelT = TypeVar("ModelT", bound=models.Model)
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
+
+OFFLINE_ACCESS = "offline_access"
+"""The scope of a grant that lives beside the browser's session. OpenID Connect Core 1.0, 11."""
 
 MANDATORY_SHARE = 4
 """
@@ -112,6 +116,10 @@ def is_over(column: str, longest_seconds: float) -> models.Q:
     )
 
 
+def scope_columns(scope: str) -> dict[str, Any]:
+    return {"scope": scope, "is_offline": OFFLINE_ACCESS in scope.split()}
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionVersion:
     """
@@ -139,7 +147,167 @@ class ConnectionVersion:
         )
 
 
+class ByBytes(models.Func):
+    """
+    A column as the string that ``str()`` makes of it, compared byte by byte on every database.
+    """
+
+    template = "CAST(%(expressions)s AS TEXT)"
+    output_field: models.Field[Any, Any] = models.TextField()
+
+    def as_mysql(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        template = "CAST(CAST(%(expressions)s AS CHAR) AS BINARY)"
+        return self.as_sql(compiler, connection, template=template, **context)
+
+
+class IndexIn(models.Func):
+    """
+    Where a string, byte by byte, is in another; 0 if it is not. LIKE ignores case on SQLite, and
+    MySQL's INSTR wherever the collation does.
+    """
+
+    function = "STRPOS"
+    output_field: models.Field[Any, Any] = models.IntegerField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        return self.as_sql(compiler, connection, function="INSTR", **context)
+
+    as_mysql = as_sqlite
+
+
+def _is_moved() -> models.Q:
+    """``BankToken.is_moved`` as a condition."""
+    tokens_of, user = (ByBytes(_without_dashes(name)) for name in ("encrypted_for", "user"))
+    return ~models.Q(encrypted_for="") & ~models.Q(Exact(tokens_of, user))
+
+
+def _without_dashes(column: str) -> Any:
+    """*column* as it is; without dashes if users have UUIDs, which some databases store so."""
+    field: Any = BankToken._meta.get_field("user")
+    while field.is_relation:
+        field = field.target_field
+    text = Cast(column, models.CharField(max_length=255))
+    is_uuid = isinstance(field, models.UUIDField)
+    return Replace(text, models.Value("-"), models.Value("")) if is_uuid else models.F(column)
+
+
+def _is_near_end(column: str, within: timedelta, share: int, now: datetime) -> models.Q:
+    """
+    Does the time in *column* come *within* that time from *now*, and is no more than one part in
+    *share* of the time since ``issued_at`` left? The share does not count where nothing is known.
+    """
+    left, life = _between(models.Value(now), column), _between(models.F("issued_at"), column)
+    times: Any = left
+    for _number in range(share - 1):  # MySQL cannot multiply a duration
+        times = times + left
+    near = models.Q(LessThanOrEqual(times, life)) | models.Q(issued_at=None)
+    return models.Q(**{f"{column}__lte": now + within}) & near
+
+
+def _between(start: Any, column: str) -> Any:
+    start = models.ExpressionWrapper(start, output_field=models.DateTimeField())
+    return models.ExpressionWrapper(models.F(column) - start, output_field=models.DurationField())
+
+
 class BankTokenQuerySet(models.QuerySet["BankToken"]):
+    """
+    Selections of connections, each by an index. They say what ``health`` says of each row, at
+    *now*, which is the present unless it is given.
+    """
+
+    def connected(self) -> BankTokenQuerySet:
+        """Return the connections whose users need not connect again: healthy, or degraded."""
+        return self.filter(~_is_moved(), status=BankToken.Status.ACTIVE)
+
+    def degraded(self, *, now: datetime | None = None) -> BankTokenQuerySet:
+        """Return the connections that cannot be used or refreshed for now, but are kept."""
+        return self.connected().filter(_is_degraded(now))
+
+    def expiring(
+        self, within: timedelta | None = None, *, now: datetime | None = None
+    ) -> BankTokenQuerySet:
+        """
+        Return the connections that end *within* that time unless they are refreshed, or whose end
+        is past. Without *within*, those whose health is ``expiring``.
+        """
+        now = now or timezone.now()
+        connected = self.connected()
+        if within is not None:
+            return connected.filter(refresh_expires_at__lte=now + within)
+        return connected.filter(_is_expiring(now)).exclude(_is_degraded(now))
+
+    def to_reconnect(self, since: datetime | None = None) -> BankTokenQuerySet:
+        """
+        Return the connections that their users have to make again, because Everifin ended them or
+        the row was given to another user; with *since*, those that changed then or later.
+        """
+        ended = models.Q(status=BankToken.Status.NEEDS_RECONNECT)
+        rows = self.filter(ended | models.Q(_is_moved(), status=BankToken.Status.ACTIVE))
+        return rows if since is None else rows.filter(updated_at__gte=since)
+
+    def disconnected(self) -> BankTokenQuerySet:
+        """Return the connections that were ended here. Users who never connected have no row."""
+        return self.filter(status=BankToken.Status.DISCONNECTED)
+
+    def with_health(
+        self, health: BankToken.Health, *, now: datetime | None = None
+    ) -> BankTokenQuerySet:
+        """Return the connections of which ``health`` says *health*."""
+        now = now or timezone.now()
+        if health == BankToken.Health.ACTIVE:
+            return self.connected().exclude(_is_degraded(now)).exclude(_is_expiring(now))
+        return {
+            BankToken.Health.EXPIRING: lambda: self.expiring(now=now),
+            BankToken.Health.DEGRADED: lambda: self.degraded(now=now),
+            BankToken.Health.NEEDS_RECONNECT: self.to_reconnect,
+            BankToken.Health.DISCONNECTED: self.disconnected,
+        }[BankToken.Health(health)]()
+
+    def with_scopes(self, *scopes: str) -> BankTokenQuerySet:
+        """
+        Return the connections that were granted all of *scopes*. Each row that the other conditions
+        leave is looked at; ``offline()`` has an index.
+        """
+        granted = Concat(
+            models.Value(" "), "scope", models.Value(" "), output_field=models.TextField()
+        )
+        rows = self
+        for scope in scopes:
+            wanted = ByBytes(models.Value(f" {scope} "))
+            rows = rows.filter(GreaterThan(IndexIn(ByBytes(granted), wanted), 0))
+        return rows
+
+    def offline(self) -> BankTokenQuerySet:
+        """Return the connections whose grants have the scope ``offline_access``."""
+        return self.filter(is_offline=True)
+
+    def due(
+        self,
+        within: timedelta | None = None,
+        *,
+        access_within: timedelta | None = None,
+        not_refreshed_for: timedelta | None = None,
+        now: datetime | None = None,
+    ) -> BankTokenQuerySet:
+        """
+        Return the connections to refresh so that they stay alive: the refresh token ends *within*
+        that time, the access token *access_within* that time, or the tokens are older than
+        *not_refreshed_for*. Without any of the three, the refresh token ends within a day.
+
+        A token is never due in the first half of its life, so what was refreshed just now is not
+        due again, however long the times are. Those that somebody is refreshing, or that wait after
+        a failure, are among them.
+        """
+        criteria = due_criteria(within, access_within, not_refreshed_for, now or timezone.now())
+        is_due = models.Q()
+        for criterion in criteria:
+            is_due |= criterion.condition
+        return self.refreshable().filter(is_due)
+
+    def refreshable(self) -> BankTokenQuerySet:
+        """Return the connected ones that have a refresh token."""
+        return self.connected().exclude(refresh_ciphertext="")
+
     def claimable(self) -> BankTokenQuerySet:
         """Return the connections that nobody is refreshing and that may be tried again."""
         return self.filter(
@@ -153,6 +321,54 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
         return self.filter(status=BankToken.Status.NEEDS_RECONNECT, updated_at__lt=when).exclude(
             access_ciphertext="", refresh_ciphertext="", id_ciphertext=""
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DueCriterion:
+    """One reason to refresh, and the column that an index has in order."""
+
+    column: str
+    condition: models.Q
+
+
+def due_criteria(
+    within: timedelta | None,
+    access_within: timedelta | None,
+    not_refreshed_for: timedelta | None,
+    now: datetime,
+) -> list[DueCriterion]:
+    """Return the conditions of ``due``, each by itself."""
+    if within is None and access_within is None and not_refreshed_for is None:
+        within = BankToken.EXPIRING_WITHIN
+    ends = {"refresh_expires_at": within, "access_expires_at": access_within}
+    found = [
+        DueCriterion(column, _is_near_end(column, before, DUE_SHARE, now))
+        for column, before in ends.items()
+        if before is not None
+    ]
+    if not_refreshed_for is not None:
+        is_old = models.Q(issued_at__lte=now - not_refreshed_for)
+        found.append(DueCriterion("issued_at", is_old))
+    return found
+
+
+def _is_degraded(now: datetime | None) -> models.Q:
+    paused_since = (now or timezone.now()) - BankToken.REJECTION_PAUSE
+    return models.Q(failures__gt=0) | models.Q(
+        rejected_at__isnull=False, rejected_at__gt=paused_since
+    )
+
+
+def _is_expiring(now: datetime) -> models.Q:
+    known = models.Q(refresh_expires_at__isnull=False, issued_at__isnull=False)
+    return known & _is_near_end(
+        "refresh_expires_at", BankToken.EXPIRING_WITHIN, EXPIRING_SHARE, now
+    )
+
+
+EXPIRING_SHARE = 4
+"""A connection is expiring in the last part of so many of its life, and within EXPIRING_WITHIN."""
+DUE_SHARE = 2
 
 
 class BankToken(models.Model):
@@ -209,13 +425,13 @@ class BankToken(models.Model):
     encrypted_for = models.CharField(max_length=255, blank=True, editable=False)
 
     scope = models.CharField(_("scope"), max_length=1024, blank=True)
+    # Of the scope, for an index.
+    is_offline = models.BooleanField(default=False, editable=False)
     issued_at = models.DateTimeField(_("last refreshed"), null=True)
     access_expires_at = models.DateTimeField(_("access expires"), null=True)
     refresh_expires_at = models.DateTimeField(_("connection expires"), null=True)
 
-    status = models.CharField(
-        _("status"), max_length=16, choices=Status, default=Status.ACTIVE, db_index=True
-    )
+    status = models.CharField(_("status"), max_length=16, choices=Status, default=Status.ACTIVE)
     token_version = models.PositiveBigIntegerField(_("token version"), default=0)
     lease_id = models.UUIDField(null=True, editable=False)
     lease_until = models.DateTimeField(_("being refreshed until"), null=True)
@@ -227,7 +443,7 @@ class BankToken(models.Model):
     # All three by the database's clock.
     refreshed_at = models.DateTimeField(null=True, editable=False, db_index=True)
     refused_since = models.DateTimeField(null=True, editable=False)
-    rejected_at = models.DateTimeField(null=True, editable=False)
+    rejected_at = models.DateTimeField(null=True, editable=False, db_index=True)
 
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     updated_at = models.DateTimeField(_("updated"), auto_now=True)
@@ -237,6 +453,16 @@ class BankToken(models.Model):
     class Meta:
         verbose_name = _("bank connection")
         verbose_name_plural = _("bank connections")
+        # No index with a condition or an expression: MariaDB has neither.
+        indexes = (
+            models.Index(fields=["status", "updated_at"], name="everifin_bank_updated"),
+            models.Index(fields=["status", "failures"], name="everifin_bank_failures"),
+            models.Index(fields=["status", "access_expires_at"], name="everifin_bank_access"),
+            models.Index(
+                fields=["status", "is_offline", "refresh_expires_at"], name="everifin_bank_refresh"
+            ),
+            models.Index(fields=["status", "is_offline", "issued_at"], name="everifin_bank_issued"),
+        )
 
     def __str__(self) -> str:
         return str(self.pk)
@@ -281,7 +507,7 @@ class BankToken(models.Model):
         """
         columns = {
             "encrypted_for": str(self.user_id),
-            "scope": tokens.scope or self.scope,
+            **scope_columns(tokens.scope or self.scope),
             "sid": tokens.sid or self.sid,
             "issued_at": tokens.issued_at,
             "access_expires_at": tokens.expires_at,
@@ -336,8 +562,8 @@ class BankToken(models.Model):
     def _is_expiring(self, now: datetime) -> bool:
         if self.refresh_expires_at is None or self.issued_at is None:
             return False
-        notice = min(self.EXPIRING_WITHIN, (self.refresh_expires_at - self.issued_at) / 4)
-        return self.refresh_expires_at - now <= notice
+        left, life = self.refresh_expires_at - now, self.refresh_expires_at - self.issued_at
+        return left <= self.EXPIRING_WITHIN and left * EXPIRING_SHARE <= life
 
     def _was_rejected(self, now: datetime) -> bool:
         return self.rejected_at is not None and now - self.rejected_at < self.REJECTION_PAUSE

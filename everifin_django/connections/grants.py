@@ -42,6 +42,7 @@ from everifin_django.models import (
     PendingRevocation,
     database_of,
     primary,
+    scope_columns,
 )
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.oauth.id_token import Identity
@@ -503,7 +504,7 @@ def _save(
     columns = {
         **EMPTY_COLUMNS,
         **row.sealed(tokens, active_key()),
-        "scope": tokens.scope or conf.scopes,
+        **scope_columns(tokens.scope or conf.scopes),
         "sid": tokens.sid,
         "login_session_id": login_session_id,
         **_identity_columns(row, identity),

@@ -15,10 +15,14 @@ from everifin_django.conf import conf
 from everifin_django.connections import grants, login_sessions, revocation
 from everifin_django.encryption import active_key, seal
 from everifin_django.exceptions import TokenUnreadableError
-from everifin_django.models import BankToken, LoginSession, PendingRevocation
+from everifin_django.models import (
+    OFFLINE_ACCESS,
+    BankToken,
+    LoginSession,
+    PendingRevocation,
+    scope_columns,
+)
 from everifin_django.secret import Secret
-
-OFFLINE = "offline_access"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def lives_in(connection: BankToken, record: LoginSession) -> bool:
         return False
     is_its_grant = connection.login_session_id == record.pk
     shares_session = bool(connection.sid) and connection.sid == record.sid
-    ends_with_it = OFFLINE not in connection.scopes or conf.logout_ends_connection
+    ends_with_it = OFFLINE_ACCESS not in connection.scopes or conf.logout_ends_connection
     return ends_with_it and (is_its_grant or shares_session)
 
 
@@ -129,10 +133,10 @@ def _give(connection: BankToken, record: LoginSession, token: Secret) -> bool:
         **grants.EMPTY_COLUMNS,
         "refresh_ciphertext": seal(token, context, active_key()),
         "refresh_expires_at": record.refresh_expires_at,
-        "scope": record.scope or connection.scope,
+        **scope_columns(record.scope or connection.scope),
         "sid": record.sid,
         "login_session_id": record.pk,
-        "issued_at": None,
+        "issued_at": record.created_at,
         "status": BankToken.Status.ACTIVE,
         "token_version": connection.token_version + 1,
         "updated_at": timezone.now(),

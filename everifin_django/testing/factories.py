@@ -20,6 +20,7 @@ from django.utils import timezone
 from everifin_django.conf import conf
 from everifin_django.encryption import EncryptionContext, TokenKind, active_key, seal
 from everifin_django.models import (
+    OFFLINE_ACCESS,
     BankToken,
     LoginLink,
     LoginSession,
@@ -91,6 +92,7 @@ class BankTokenFactory(factory.django.DjangoModelFactory):
     )
     encrypted_for = factory.LazyAttribute(lambda row: str(row.user.pk))
     scope = "openid ais"
+    is_offline = factory.LazyAttribute(lambda row: OFFLINE_ACCESS in row.scope.split())
     token_version = 1
     issued_at = factory.LazyFunction(timezone.now)
     access_expires_at = factory.LazyAttribute(lambda row: row.issued_at + timedelta(minutes=5))

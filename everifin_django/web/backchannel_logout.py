@@ -16,7 +16,13 @@ from django.db.models import Q
 from everifin_django.conf import conf
 from everifin_django.connections import grants, login_sessions, logout, revocation
 from everifin_django.exceptions import LoginError
-from everifin_django.models import BankToken, DatabaseNow, LoginSession, LogoutSeen
+from everifin_django.models import (
+    OFFLINE_ACCESS,
+    BankToken,
+    DatabaseNow,
+    LoginSession,
+    LogoutSeen,
+)
 from everifin_django.oauth.id_token import Identity, LogoutToken, verify_logout_token
 from everifin_django.secret import Secret
 from everifin_django.web import login_flow
@@ -50,7 +56,7 @@ def end_sessions(logout_token: Secret) -> int:
             _end(record, named)
         connections = BankToken.objects.using(grants.alias()).select_related("user")
         for connection in connections.filter(_named_by(named, is_connection=True)):
-            if logout.OFFLINE not in connection.scopes or named.revokes_offline_access:
+            if OFFLINE_ACCESS not in connection.scopes or named.revokes_offline_access:
                 logout.take_over_or_mark_disconnected(connection)
     return len(records)
 
@@ -65,7 +71,7 @@ def identity_digest_of(identity: Identity, *, of_unknown_sid: bool = False) -> s
 
 def _end(record: LoginSession, named: LogoutToken) -> None:
     login_sessions.delete_sessions(login_sessions.session_keys(record))
-    is_offline = logout.OFFLINE in record.scope.split()
+    is_offline = OFFLINE_ACCESS in record.scope.split()
     if login_sessions.delete(record) and is_offline:
         # Its grant outlives the session at Everifin, and nobody here has it any more.
         revocation.enqueue_record(record, "backchannel_logout")

@@ -1,0 +1,159 @@
+"""The selections of connections say what each row says of itself."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timedelta
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from everifin_django.models import BankToken
+from everifin_django.testing.factories import BankTokenFactory
+
+pytestmark = pytest.mark.django_db
+
+NOW = timezone.now().replace(microsecond=123_456)
+SECONDS = [0, 1, 10, 600, 1800, 86_400, 30 * 86_400]
+KNOWN_TIMES = st.builds(
+    lambda seconds, sign, micros: NOW + timedelta(seconds=sign * seconds, microseconds=micros),
+    st.sampled_from(SECONDS),
+    st.sampled_from([-1, 1]),
+    st.integers(-2, 2),
+)
+TIMES = st.none() | KNOWN_TIMES
+SCOPES = ["openid", "ais", "pis", "AIS", "offline_access", "a%s", "o_en_d", "a.s"]
+ROWS = st.fixed_dictionaries(
+    {
+        "status": st.sampled_from(BankToken.Status.values),
+        "encrypted_for": st.sampled_from(["", "own", "other"]),
+        "issued_at": TIMES,
+        "access_expires_at": TIMES,
+        "refresh_expires_at": TIMES,
+        "failures": st.sampled_from([0, 1, 1_000_000]),
+        "rejected_at": TIMES,
+        "updated_at": KNOWN_TIMES,
+        "refresh_ciphertext": st.sampled_from(["", "something"]),
+        "scope": st.lists(st.sampled_from(SCOPES), unique=True).map(" ".join),
+    }
+)
+WITHIN = st.sampled_from([timedelta(seconds=seconds) for seconds in SECONDS])
+
+
+@pytest.fixture
+def rows() -> list[BankToken]:
+    """Some stored connections, whose columns a test changes as it likes."""
+    return [BankTokenFactory() for _number in range(6)]
+
+
+def stored(row: BankToken, columns: dict[str, Any]) -> BankToken:
+    owner = {"": "", "own": str(row.user_id), "other": "another user"}[columns["encrypted_for"]]
+    changed = {**columns, "encrypted_for": owner}
+    BankToken.objects.filter(pk=row.pk).update(**changed)
+    for name, value in changed.items():
+        setattr(row, name, value)
+    return row
+
+
+def pks(rows: Any) -> set[uuid.UUID]:
+    return {row.pk for row in rows}
+
+
+def is_due(row: BankToken, column: str, within: timedelta | None) -> bool:
+    end: datetime | None = getattr(row, column)
+    if within is None or end is None:
+        return False
+    left = end - NOW
+    return left <= within and (row.issued_at is None or left * 2 <= end - row.issued_at)
+
+
+many = settings(
+    max_examples=25,
+    deadline=None,
+    # The fixture's rows are overwritten for each example.
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@many
+@given(data=st.lists(ROWS, min_size=6, max_size=6), within=WITHIN)
+def test_health_and_the_selections_say_the_same(rows, data, within):
+    rows = [stored(row, columns) for row, columns in zip(rows, data, strict=True)]
+    health = {row.pk: row.health(NOW) for row in rows}
+    objects = BankToken.objects
+    for state in BankToken.Health:
+        with_state = {pk for pk, said in health.items() if said == state}
+        assert pks(objects.with_health(state, now=NOW)) == with_state, state
+    connected = {row for row in rows if health[row.pk] not in {"needs_reconnect", "disconnected"}}
+    assert pks(objects.connected()) == pks(connected)
+    assert pks(objects.degraded(now=NOW)) == {k for k, v in health.items() if v == "degraded"}
+    assert pks(objects.expiring(now=NOW)) == {k for k, v in health.items() if v == "expiring"}
+    assert pks(objects.expiring(within, now=NOW)) == {
+        row.pk
+        for row in connected
+        if row.refresh_expires_at is not None and row.refresh_expires_at <= NOW + within
+    }
+    to_reconnect = [row for row in rows if health[row.pk] == "needs_reconnect"]
+    assert pks(objects.to_reconnect()) == pks(to_reconnect)
+    since = NOW - within
+    changed = [row for row in to_reconnect if row.updated_at >= since]
+    assert pks(objects.to_reconnect(since)) == pks(changed)
+
+
+@many
+@given(
+    data=st.lists(ROWS, min_size=6, max_size=6),
+    within=st.none() | WITHIN,
+    access=st.none() | WITHIN,
+    age=st.none() | WITHIN,
+)
+def test_due_is_what_has_passed_half_its_life_and_is_near_its_end(rows, data, within, access, age):
+    rows = [stored(row, columns) for row, columns in zip(rows, data, strict=True)]
+    refreshable = [
+        row
+        for row in rows
+        if row.health(NOW) not in {"needs_reconnect", "disconnected"} and row.refresh_ciphertext
+    ]
+    if within is access is age is None:
+        by_default: timedelta | None = timedelta(days=1)
+    else:
+        by_default = within
+    expected = [
+        row
+        for row in refreshable
+        if is_due(row, "refresh_expires_at", by_default)
+        or is_due(row, "access_expires_at", access)
+        or (age is not None and row.issued_at is not None and row.issued_at <= NOW - age)
+    ]
+    found = BankToken.objects.due(within, access_within=access, not_refreshed_for=age, now=NOW)
+    assert pks(found) == pks(expected)
+
+
+@many
+@given(
+    data=st.lists(ROWS, min_size=6, max_size=6),
+    wanted=st.lists(st.sampled_from(SCOPES), unique=True, max_size=3),
+)
+def test_a_scope_is_found_as_a_whole_word_in_its_own_case(rows, data, wanted):
+    rows = [stored(row, columns) for row, columns in zip(rows, data, strict=True)]
+    expected = [row for row in rows if set(wanted) <= row.scopes]
+    assert pks(BankToken.objects.with_scopes(*wanted)) == pks(expected)
+
+
+def test_offline_follows_the_scope():
+    offline = BankTokenFactory(scope="openid ais offline_access")
+    BankTokenFactory(scope="openid offline_access2")
+    assert list(BankToken.objects.offline()) == [offline]
+
+
+def test_selections_can_be_chained_and_counted():
+    BankTokenFactory(failures=1, scope="openid ais pis")
+    BankTokenFactory(failures=1)
+    assert BankToken.objects.degraded().with_scopes("pis").count() == 1
+    everything = reduce(or_, [pks(BankToken.objects.with_health(h)) for h in BankToken.Health])
+    assert len(everything) == 2
