@@ -38,11 +38,11 @@ def everifin_required(
 
     The middleware finds the decorated view and refreshes the token before the view's transaction
     begins. A user without a connection is redirected to the connect page and back; ``fetch`` gets
-    401 with the page's URL, htmx ``HX-Redirect``. While Everifin is down the answer is 503. Works
-    on sync and async views, with or without parentheses, and on methods by Django's
-    ``method_decorator``. The response is ``private, no-store`` unless the view sets
-    Cache-Control, and Django's ``cache_page`` does not store it. Costs one query and one decryption
-    while the token is fresh.
+    403 with the page's URL (401 if nobody is logged in), htmx ``HX-Redirect``. While Everifin is
+    down the answer is 503. Works on sync and async views, with or without parentheses, and on
+    methods by Django's ``method_decorator``. The response is ``private, no-store`` unless the view
+    sets Cache-Control, and Django's ``cache_page`` does not store it. Costs one query and one
+    decryption while the token is fresh.
     """
     needed = frozenset([scopes] if isinstance(scopes, str) else scopes)
 

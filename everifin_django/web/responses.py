@@ -104,9 +104,10 @@ def answer_for(request: HttpRequest, error: Exception) -> HttpResponse | None:
     Return the answer to a request that *error* ended, or None if it is a matter for the site's
     developer.
 
-    The user has to act: 302 to the connect page, 401 problem+json, or HX-Redirect. Everifin or the
-    operator has to: 503 with Retry-After; the user is not asked to connect again. A payment may
-    have been made or not: 502, and nothing that leads to paying again.
+    The user has to act: 302 to the connect page, problem+json (401 if nobody is logged in, else
+    403), or HX-Redirect. Everifin or the operator has to: 503 with Retry-After; the user is not
+    asked to connect again. A payment may have been made or not: 502, and nothing that leads to
+    paying again.
     """
     if isinstance(error, TokenMissingError | ConsentExpiredError | ScopeMissingError):
         if never_requested := _scopes_never_requested(error):
@@ -194,8 +195,7 @@ def _ask_to_connect(request: HttpRequest, error: EverifinError) -> HttpResponse:
         security_logger.info("User %s is asked to connect again: %s.", request.user.pk, notice)
     is_htmx = _is_htmx(request)
     if not is_htmx and not wants_page(request):
-        kind, title = _problem_of(error)
-        return problem(401, kind, title, connect_url=request.build_absolute_uri(url))
+        return _problem_to_mend(request, notice, request.build_absolute_uri(url))
     if notice:
         request.session[NOTICE_SESSION_KEY] = notice
     response = HttpResponse(headers={"HX-Redirect": url}) if is_htmx else HttpResponseRedirect(url)
@@ -220,10 +220,17 @@ def _misconfigured(request: HttpRequest, scopes: frozenset[str]) -> HttpResponse
     return problem(500, "misconfigured", str(NOTICES[MISCONFIGURED].title))
 
 
-def _problem_of(error: EverifinError) -> tuple[str, str]:
-    if isinstance(error, ScopeMissingError):
-        return "scope-missing", str(NOTICES[SCOPE_MISSING].title)
-    return "not-connected", _("Everifin is not connected.")
+def _problem_to_mend(request: HttpRequest, notice: str, url: str) -> HttpResponse:
+    """Return 401 to a stranger, and 403 to a user who has to connect."""
+    if not request.user.is_authenticated:
+        response = problem(401, "login-required", _("Log in first."), login_url=url)
+        # RFC 9110, section 15.5.2, wants a challenge, and no scheme for sessions is registered.
+        # Browsers ignore a scheme that they do not know.
+        response["WWW-Authenticate"] = "Session"
+        return response
+    kind = "scope-missing" if notice == SCOPE_MISSING else "not-connected"
+    title = str(NOTICES[notice].title) if notice else _("Everifin is not connected.")
+    return problem(403, kind, title, connect_url=url)
 
 
 def _notice_of(error: EverifinError) -> str:

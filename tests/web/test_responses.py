@@ -61,16 +61,29 @@ class TestNotConnected:
         assert browser.get(path).content.decode().startswith("SK")
 
     @pytest.mark.parametrize("headers", [JSON, FETCH, XHR])
-    def test_a_script_gets_401_with_the_address(self, browser, path, headers):
+    def test_a_script_gets_403_with_the_url(self, browser, path, headers):
         response = browser.get(path, headers=headers)
-        assert response.status_code == 401
+        assert response.status_code == 403
         assert response["Content-Type"] == "application/problem+json"
         assert "no-store" in response["Cache-Control"]
         assert response.json() == {
             "type": "urn:everifin-django:not-connected",
             "title": "Everifin is not connected.",
-            "status": 401,
+            "status": 403,
             "connect_url": f"http://testserver{CONNECT}",
+        }
+
+    @pytest.mark.parametrize("headers", [JSON, FETCH, XHR])
+    def test_a_strangers_script_gets_401_with_the_url(self, everifin, client, path, headers):
+        response = client.get(path, headers=headers)
+        assert response.status_code == 401
+        assert response["Content-Type"] == "application/problem+json"
+        assert response["WWW-Authenticate"] == "Session"
+        assert response.json() == {
+            "type": "urn:everifin-django:login-required",
+            "title": "Log in first.",
+            "status": 401,
+            "login_url": "http://testserver/accounts/login/",
         }
 
     def test_htmx_moves_the_page_that_is_seen(self, browser, path):
@@ -117,7 +130,7 @@ class TestNotConnected:
         client.logout()
         response = client.get(path)
         assert response["Location"] == f"{LOGIN}?next={path.replace('/', '%2F')}"
-        assert client.get(path, headers=JSON).json()["connect_url"] == f"http://testserver{LOGIN}"
+        assert client.get(path, headers=JSON).json()["login_url"] == f"http://testserver{LOGIN}"
 
     @pytest.mark.parametrize(
         ("login_url", "expected"),
@@ -154,7 +167,10 @@ class TestConnectionEnded:
 
     def test_a_script_is_told_in_its_way(self, connected, path):
         response = connected.get(path, headers=JSON)
-        assert (response.status_code, response.json()["status"]) == (401, 401)
+        problem = response.json()
+        assert (response.status_code, problem["status"]) == (403, 403)
+        assert problem["type"] == "urn:everifin-django:not-connected"
+        assert problem["title"] == "Your connection to Everifin has ended"
         assert "everifin_notice" not in connected.session
 
 
@@ -182,8 +198,10 @@ class TestScopeMissing:
         assert connected.get("/payments/", headers=HTMX)["HX-Redirect"] == CONNECT
         assert "<h2>A permission is missing</h2>" in connected.get(CONNECT).content.decode()
 
-    def test_a_script_gets_401_of_its_own_type(self, connected):
-        problem = connected.get("/payments/", headers=JSON).json()
+    def test_a_script_gets_403_of_its_own_type(self, connected):
+        response = connected.get("/payments/", headers=JSON)
+        problem = response.json()
+        assert response.status_code == 403
         assert problem["type"] == "urn:everifin-django:scope-missing"
         assert problem["title"] == "A permission is missing"
 
