@@ -1,7 +1,12 @@
 """No release with a recorded hole is accepted, not even the oldest one."""
 
+import json
+import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -51,3 +56,55 @@ def test_no_release_with_a_recorded_hole_is_accepted(advisory):
 def test_a_hole_within_what_is_accepted_is_found(declared, holes):
     found = set(holes_in(Requirement(declared), ["5.2.19", "6.0.10", "6.1.3"]))
     assert found == holes or (holes is None and "5.1" in found)
+
+
+LISTED = "print('Available versions: 2.1, 2.0, 1.9, 2.0rc1, of-old')"
+ANSWERS = {
+    "nothing known": [{"name": "Shop", "version": "2.0", "vulns": []}],
+    "a hole": [{"name": "shop", "version": "2.0", "vulns": [{"id": "CVE-1"}]}],
+    "unknown to it": [{"name": "shop", "skip_reason": "Dependency not found: shop"}],
+    "another": [{"name": "other", "version": "1", "vulns": []}],
+}
+
+
+def service_says(text):
+    """Return a stand-in for pip-audit that answers *text*."""
+    return f"import sys, pathlib\npathlib.Path(sys.argv[-1]).write_text({text!r})"
+
+
+def answers(name):
+    return service_says(json.dumps({"dependencies": ANSWERS[name]}))
+
+
+@pytest.mark.parametrize(
+    ("index", "service", "code", "told"),
+    [
+        (LISTED, answers("nothing known"), 0, "2 passed, 0 failed, 1 skipped"),
+        (LISTED, answers("a hole"), 1, "shop 2.0: CVE-1"),
+        (LISTED, answers("unknown to it"), 0, "skipped: Dependency not found: shop"),
+        (LISTED, answers("another"), 0, "skipped: shop==2.1: pip-audit does not mention it"),
+        (LISTED, "exit('No route')", 0, "skipped: shop==2.0: pip_audit: No route"),
+        (LISTED, "", 0, "skipped: shop==2.0: pip-audit wrote no answer"),
+        (LISTED, service_says("<html>"), 0, "pip-audit's answer cannot be read"),
+        (LISTED, service_says("[]"), 0, "pip-audit's answer cannot be read"),
+        ("exit('No index')", answers("a hole"), 1, "skipped: releases of shop: pip: No index"),
+        ("", answers("a hole"), 1, "releases of shop: the package index lists none"),
+    ],
+    ids=count(),
+)
+def test_only_a_hole_fails_the_audit_and_what_is_not_answered_is_told(
+    tmp_path, index, service, code, told
+):
+    (tmp_path / "pip.py").write_text(f"import os; assert 'PIP_QUIET' not in os.environ\n{index}")
+    (tmp_path / "pip_audit.py").write_text(service)
+    path = os.pathsep.join(map(str, [tmp_path, ROOT]))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.audit", "shop>=2.0", "gone>=2.0,<2.1"],
+        env={"PYTHONPATH": path, "PIP_QUIET": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert told in done.stdout
