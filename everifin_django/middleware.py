@@ -15,7 +15,7 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse
 from django.urls import NoReverseMatch, reverse
-from django.utils.functional import SimpleLazyObject
+from django.utils.functional import SimpleLazyObject, empty
 
 from everifin_django.bank.end_user import is_public, read_ip, sendable_user_agent
 from everifin_django.conf import conf, is_plain_loopback
@@ -56,7 +56,7 @@ class EverifinMiddleware:
             self.process_view = self._aprocess_view
 
     def __call__(self, request: HttpRequest) -> Any:
-        request.everifin = SimpleLazyObject(lambda: _everifin(request))  # type: ignore[attr-defined]
+        request.everifin = _LazyEverifin(request)  # type: ignore[attr-defined]
         if self.is_async:
             return self._acall(request)
         response = self.get_response(request)
@@ -93,6 +93,25 @@ class EverifinMiddleware:
 
     def _is_wanted(self, view: Callable[..., Any]) -> bool:
         return self.prepares_every_view or required_scopes(view) is not None
+
+
+class _LazyEverifin(SimpleLazyObject):  # type: ignore[type-arg]  # only generic in its stubs
+    """
+    ``request.everifin``: made on first use, and anew once ``request.user`` is another object.
+
+    Django's ``login()`` and REST framework's authentication set another user in the middle of a
+    request, and what was made for the one before must not serve them.
+    """
+
+    def __init__(self, request: HttpRequest) -> None:
+        self.__dict__["_request"] = request
+        super().__init__(lambda: _everifin(request))
+
+    def __getattr__(self, name: str) -> Any:
+        made, request = self.__dict__["_wrapped"], self.__dict__["_request"]
+        if made is not empty and made.user is not request.user:
+            self._wrapped = empty
+        return super().__getattr__(name)
 
 
 def end_user_ip(request: HttpRequest) -> str | None:

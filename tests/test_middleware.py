@@ -162,6 +162,26 @@ class TestMarkedView:
 
 
 @pytest.mark.django_db(transaction=True)
+class TestUserWhoChanges:
+    """Within one request, another user is logged in."""
+
+    def test_the_new_user_gets_their_own_accounts(
+        self, everifin, connected, client, everifin_connect, django_user_model
+    ):
+        client.force_login(django_user_model.objects.create_user("ben"))
+        everifin_connect(client, "bob")
+        theirs = connected.get("/accounts/").content
+        own = client.get("/accounts/").content
+        assert connected.get("/switched/", {"username": "ben"}).content == own != theirs
+
+    def test_a_new_user_without_a_connection_is_asked_to_connect(
+        self, everifin, connected, django_user_model
+    ):
+        django_user_model.objects.create_user("ben")
+        response = connected.get("/switched/", {"username": "ben"})
+        assert response["Location"].startswith("/everifin/connect/")
+
+
 class TestAtomicRequests:
     @pytest.fixture(autouse=True)
     def atomic_requests(self, monkeypatch):

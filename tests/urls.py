@@ -16,6 +16,7 @@ urlpatterns = [
     path("aclass/", views.AsyncAccounts.as_view()),
     path("unmarked/", views.unmarked),
     path("aunmarked/", views.aunmarked),
+    path("switched/", views.switched),
     path("hidden/", views.hidden),
     path("ahidden/", views.ahidden),
     path("payments/", views.payments),

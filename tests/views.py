@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from django.contrib.auth import get_user_model, login
 from django.http import HttpRequest, HttpResponse
 from django.template import engines
 from django.views import View
@@ -71,6 +72,14 @@ def unmarked(request: HttpRequest) -> HttpResponse:
 
 async def aunmarked(request: HttpRequest) -> HttpResponse:
     return await aibans(request)
+
+
+@everifin_required
+def switched(request: Any) -> HttpResponse:
+    """Log in another user, by name, after the token of the one before was read."""
+    user = get_user_model().objects.get(username=request.GET["username"])
+    login(request, user, "django.contrib.auth.backends.ModelBackend")
+    return ibans(request)
 
 
 @everifin_required(scopes="pis")
