@@ -10,10 +10,8 @@ the token over and over. Ends with 1 if the counts are not what the protocol pro
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,9 +20,7 @@ from datetime import timedelta
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-import django
-
-from everifin_django.testing.fake import redirect_target
+from benchmarks.database import empty_database
 from tests.support.servers import DATABASES
 
 if TYPE_CHECKING:
@@ -49,25 +45,6 @@ def main() -> None:
         is_good = [measure(action, options.rounds) for action in ("page", "get_token")]
         is_good.append(measure_outage(options.outage))
     sys.exit(0 if all(is_good) else 1)
-
-
-@contextmanager
-def empty_database(url: str) -> Iterator[None]:
-    """Make the tables of a database of our own, and drop them at the end."""
-    os.environ["DATABASE_URL"] = url
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
-    django.setup()
-    from django.db import connection
-
-    with tempfile.TemporaryDirectory() as directory:
-        if connection.vendor == "sqlite":
-            connection.settings_dict["TEST"]["NAME"] = f"{directory}/test.sqlite3"
-        name = str(connection.settings_dict["NAME"])
-        connection.creation.create_test_db(verbosity=0)
-        try:
-            yield
-        finally:
-            connection.creation.destroy_test_db(name, verbosity=0)
 
 
 @dataclass
@@ -198,6 +175,7 @@ def connected_at_everifin() -> Iterator[tuple[Sandbox, Any, str, dict[str, Any]]
     from django.contrib.auth import get_user_model
     from django.test import Client, override_settings
 
+    from everifin_django.testing.fake import redirect_target
     from everifin_django.testing.sandbox import Sandbox
     from everifin_django.testing.sandbox.server import serve
 

@@ -9,6 +9,8 @@ from operator import or_
 from typing import Any
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.db import connection
 from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -143,6 +145,44 @@ def test_a_scope_is_found_as_a_whole_word_in_its_own_case(rows, data, wanted):
     rows = [stored(row, columns) for row, columns in zip(rows, data, strict=True)]
     expected = [row for row in rows if set(wanted) <= row.scopes]
     assert pks(BankToken.objects.with_scopes(*wanted)) == pks(expected)
+
+
+@pytest.fixture
+def many_rows() -> None:
+    """Store so many connections that reading all of them would be slow; few are ever due."""
+    users: Any = get_user_model().objects
+    made = users.bulk_create(get_user_model()(username=f"user {n}") for n in range(600))
+    BankToken.objects.bulk_create(
+        BankToken(
+            user=user,
+            issued_at=NOW - timedelta(minutes=number),
+            access_expires_at=NOW - timedelta(minutes=number - 5),
+            refresh_expires_at=NOW + timedelta(days=60, minutes=-number),
+            refresh_ciphertext="something",
+            is_offline=number % 2 == 0,
+        )
+        for number, user in enumerate(made)
+    )
+    old = NOW - timedelta(days=1)
+    BankToken.objects.filter(user=made[0]).update(failures=1, updated_at=old)
+    BankToken.objects.exclude(user=made[0]).update(updated_at=NOW)
+    if connection.vendor != "mysql":  # where it would end the transaction, and is not needed
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE")
+
+
+def test_each_selection_has_an_index(many_rows):
+    rows, day = BankToken.objects, timedelta(days=1)
+    for selection, index in (
+        (rows.degraded(), "failures"),
+        (rows.degraded(), "rejected"),
+        (rows.expiring(day), "refresh"),
+        (rows.to_reconnect(NOW + day), "updated"),
+        (rows.due(day), "refresh"),
+        (rows.due(not_refreshed_for=5 * day), "issued"),
+        (rows.due(access_within=-5 * day), "access"),
+    ):
+        assert f"everifin_bank_{index}" in selection.explain()
 
 
 def test_offline_follows_the_scope():

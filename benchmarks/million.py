@@ -1,0 +1,152 @@
+"""
+A database of 1,000,000 connections, and what finding the next 1,000 due ones costs in it:
+``python -m benchmarks.million``.
+
+PostgreSQL makes the rows itself, with everything but tokens that open: each ciphertext has the
+length and the form of one. Nine in ten are active, seven in ten have ``offline_access``, and for
+half the identity provider named no end of the refresh token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from benchmarks.database import empty_database
+from tests.support.servers import DATABASES
+
+CONNECTIONS = 1_000_000
+TOKEN_CHARACTERS = 1500
+FILLER_BYTES = 20_000
+ROUNDS = 21
+
+USERS = """
+INSERT INTO auth_user (id, password, is_superuser, username, first_name, last_name, email,
+  is_staff, is_active, date_joined)
+SELECT i, '', false, 'user-' || i, '', '', '', false, true, now()
+FROM generate_series(1, %(count)s) i
+"""
+ROWS = """
+INSERT INTO everifin_django_banktoken (id, user_id, issuer, subject, identity_digest, sid,
+  access_ciphertext, refresh_ciphertext, id_ciphertext, encrypted_for, scope, is_offline,
+  issued_at, access_expires_at, refresh_expires_at, status, token_version, failures, last_error,
+  end_reason, refreshed_at, rejected_at, retry_after, created_at, updated_at)
+SELECT gen_random_uuid(), i, 'https://idp.example/auth/realms/everifin_app', 'subject-' || i,
+  lpad(to_hex(i), 64, '0'), 'session-' || i,
+  CASE WHEN is_live THEN token(i, 7) ELSE '' END, CASE WHEN is_live THEN token(i, 11) ELSE '' END,
+  CASE WHEN is_live THEN token(i, 13) ELSE '' END, CASE WHEN is_live THEN i::text ELSE '' END,
+  CASE WHEN is_offline THEN 'openid ais offline_access' ELSE 'openid ais' END, is_offline,
+  issued, CASE WHEN is_live THEN issued + interval '5 minutes' END,
+  CASE WHEN is_live AND i %% 2 = 0 THEN issued + interval '30 days' END,
+  state, 3, CASE WHEN is_active AND i %% 100 = 7 THEN 2 ELSE 0 END,
+  CASE WHEN state = 'needs_reconnect' THEN
+    (ARRAY['invalid_grant', 'consent_withdrawn', 'answer_lost'])[1 + i %% 3] ELSE '' END,
+  CASE WHEN state = 'disconnected' THEN 'disconnected' ELSE '' END,
+  issued, NULL, NULL, issued, issued
+FROM (
+  SELECT i, state, state = 'active' AS is_active, state <> 'disconnected' AS is_live,
+    i %% 10 < 7 AS is_offline, now() - random() * interval '31 days' AS issued
+  FROM (
+    SELECT i, CASE WHEN i %% 20 = 3 THEN 'needs_reconnect' WHEN i %% 20 = 17 THEN 'disconnected'
+      ELSE 'active' END AS state
+    FROM generate_series(1, %(count)s) i
+  ) numbers
+) rows
+"""
+# A piece of the filler: each differs from the next. Bytes, because a piece of a string is found by
+# counting its characters.
+CIPHERTEXT = """
+CREATE FUNCTION pg_temp.token(i bigint, salt bigint) RETURNS text IMMUTABLE LANGUAGE sql AS $$
+  SELECT '{start}' || encode(
+    substr('\\x{filler}'::bytea, 1 + ((i * salt * 31) % {offsets})::int, {length}), 'hex') $$
+"""
+# Real ciphertext cannot be compressed; this one need not be tried.
+STORAGE = ", ".join(
+    f"ALTER {kind}_ciphertext SET STORAGE EXTERNAL" for kind in ("access", "refresh", "id")
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--connections", type=int, default=CONNECTIONS)
+    parser.add_argument("--token-characters", type=int, default=TOKEN_CHARACTERS)
+    options = parser.parse_args()
+    with million(options.connections, token_characters=options.token_characters):
+        measure_due()
+
+
+@contextmanager
+def million(
+    connections: int = CONNECTIONS, *, token_characters: int = TOKEN_CHARACTERS
+) -> Iterator[str]:
+    """
+    Give the URL of a PostgreSQL database with so many *connections*, whose tokens have so many
+    characters, and set Django up for it. Takes some minutes for a million.
+    """
+    with DATABASES["postgres"]() as url, empty_database(url):
+        start = time.monotonic()
+        build(connections, token_characters)
+        print(f"{connections:,} connections made in {time.monotonic() - start:.0f} s", flush=True)
+        yield url
+
+
+def build(count: int, token_characters: int) -> None:
+    from django.db import connection
+
+    from everifin_django.encryption import FORMAT, active_key
+
+    start = f"{FORMAT}.{active_key().key_id}."
+    length = max(0, token_characters - len(start)) // 2
+    filler = random.randbytes(FILLER_BYTES + length).hex()  # noqa: S311 - no secret
+    with connection.cursor() as cursor:
+        indexes = _drop_indexes(cursor)
+        cursor.execute(f"ALTER TABLE everifin_django_banktoken {STORAGE}")
+        cursor.execute(
+            CIPHERTEXT.format(start=start, filler=filler, offsets=FILLER_BYTES, length=length)
+        )
+        cursor.execute(USERS, {"count": count})
+        cursor.execute(ROWS.replace("token(", "pg_temp.token("), {"count": count})
+        cursor.execute("SELECT setval('auth_user_id_seq', %s)", [count])
+        for statement in indexes:
+            cursor.execute(statement)
+        cursor.execute("VACUUM ANALYZE auth_user")
+        cursor.execute("VACUUM ANALYZE everifin_django_banktoken")
+
+
+def _drop_indexes(cursor: Any) -> list[str]:
+    """Drop what would be built row by row; return the statements that make it again."""
+    cursor.execute(
+        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'everifin_django_banktoken' "
+        "AND indexname NOT IN (SELECT conname FROM pg_constraint)"
+    )
+    found = cursor.fetchall()
+    for name, _definition in found:
+        cursor.execute(f'DROP INDEX "{name}"')
+    return [definition for _name, definition in found]
+
+
+def measure_due() -> None:
+    from everifin_django.models import BankToken
+
+    due = BankToken.objects.offline()
+    for name, column, rows in (
+        ("not refreshed for a week", "issued_at", due.due(not_refreshed_for=timedelta(days=7))),
+        ("ends within a day", "refresh_expires_at", due.due(within=timedelta(days=1))),
+    ):
+        seconds = []
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            found = list(rows.order_by(column, "pk").values_list("pk", "token_version")[:1000])
+            seconds.append(time.perf_counter() - start)
+        middle, worst = statistics.median(seconds) * 1000, max(seconds) * 1000
+        print(f"next {len(found)}, {name}: median {middle:.1f} ms, slowest {worst:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
