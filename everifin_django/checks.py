@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from functools import cache
 from importlib import metadata
 from typing import Any
 from urllib.parse import urlsplit
@@ -480,7 +481,10 @@ def _declared_floors() -> Iterator[tuple[str, list[str], list[str]]]:
             yield found[0], re.findall(r">=\s*([\d.]+)", versions), excluded
 
 
+@cache
 def _installed(name: str) -> str | None:
+    # Kept for the life of the process, since an upgrade counts after a restart: to find and parse
+    # the metadata of all packages takes longer than all other checks together.
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
