@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def reader(kind: type[T], names: Mapping[str, str], **own: Read) -> Callable[[An
     Errors: the function raises RowError for what is no object, and for one without an id or without
     an amount where that is needed.
     """
-    hints = get_type_hints(kind)
+    hints = _hints_of(kind)
     # A slot's own setter: a frozen dataclass sets each field past its own guard, which would take
     # most of the time of reading a row.
     setters = {field.name: vars(kind)[field.name].__set__ for field in fields(kind)}  # type: ignore[arg-type]
@@ -95,6 +96,10 @@ def reader(kind: type[T], names: Mapping[str, str], **own: Read) -> Callable[[An
         return made
 
     return read
+
+
+# Evaluating the annotations takes longer than reading many a page.
+_hints_of: Callable[[Any], Mapping[str, Any]] = cache(get_type_hints)
 
 
 def _text_or_none(value: Any, path: str) -> str | None:
