@@ -8,14 +8,14 @@ and which values are refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import lru_cache
 
 from django.http import HttpRequest, HttpResponse
 
 from everifin_django.testing.sandbox import data
 from everifin_django.testing.sandbox.api import (
     PAGING,
-    Query,
     Refusal,
     Row,
     accounts_of,
@@ -52,9 +52,8 @@ def account(state: State, request: HttpRequest, user: User, account_id: str) -> 
 @for_user(scope="ais")
 def transactions(state: State, request: HttpRequest, user: User, account_id: str) -> HttpResponse:
     query = read_query(request, allowed=(*PAGING, *FILTERS, "direction"))
-    wanted = _filters(query)
-    rows = data.transactions(_account(state, user, account_id), state.today())
-    rows = tuple(row for row in rows if all(test(row) for test in wanted))
+    filters = tuple((name, query[name]) for name in (*FILTERS, "direction") if name in query)
+    rows = _matching(_account(state, user, account_id), state.today(), filters)
     sortable = ("id", "amount", "bookingDate", "valueDate", "createdAt", "lastUpdated")
     return reply_list(query, rows, sortable=sortable)
 
@@ -109,14 +108,25 @@ FILTERS = {
 }
 
 
-def _filters(query: Query) -> list[Callable[[Row], bool]]:
-    tests = [_comparison(name, query[name]) for name in FILTERS if name in query]
-    if "direction" in query:
-        direction, choices = query["direction"], ["IN", "OUT"]
-        if direction not in choices:
-            raise wrong("enum", "direction", {"choices": choices})
-        tests.append(lambda row: row["direction"] == direction)
-    return tests
+# The pages of a list are asked for one by one, and each would filter the same rows again.
+@lru_cache(maxsize=64)
+def _matching(
+    account: data.Account, today: date, filters: tuple[tuple[str, str], ...]
+) -> tuple[Row, ...]:
+    tests = [_test(name, text) for name, text in filters]
+    rows = data.transactions(account, today)
+    return tuple(row for row in rows if all(test(row) for test in tests))
+
+
+def _test(name: str, text: str) -> Callable[[Row], bool]:
+    return _direction(text) if name == "direction" else _comparison(name, text)
+
+
+def _direction(text: str) -> Callable[[Row], bool]:
+    choices = ["IN", "OUT"]
+    if text not in choices:
+        raise wrong("enum", "direction", {"choices": choices})
+    return lambda row: row["direction"] == text
 
 
 def _comparison(name: str, text: str) -> Callable[[Row], bool]:
