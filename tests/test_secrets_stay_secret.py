@@ -28,6 +28,7 @@ from django.views.debug import ExceptionReporter
 
 from everifin_django import signals
 from everifin_django.connections import everifin_for
+from everifin_django.http import client as http_client
 from everifin_django.models import BankToken, PendingRevocation, SpentState
 from everifin_django.testing.fake import redirect_target
 from everifin_django.testing.sandbox import Sandbox
@@ -162,15 +163,17 @@ class Walk:
         self.look("/broken/", expect=500)
         self.look("/accounts/1/", expect=404)
         self.look("/payments/", expect=500)
-        for fault, expected in (
-            ({"body": "[]"}, 500),
-            ({"body": "<html>"}, 503),
-            ({"status": 500}, 503),
-        ):
-            self.everifin.faults.add("api", **fault)
-            self.look("/accounts/", expect=expected)
-            self.everifin.faults.clear()
         with self.patch.context() as patch:
+            # The pauses between tries: every test here makes the whole walk.
+            patch.setattr(http_client, "sleep", lambda _seconds: None)
+            for fault, expected in (
+                ({"body": "[]"}, 500),
+                ({"body": "<html>"}, 503),
+                ({"status": 500}, 503),
+            ):
+                self.everifin.faults.add("api", **fault)
+                self.look("/accounts/", expect=expected)
+                self.everifin.faults.clear()
             patch.setattr(requests.Session, "send", fail)
             self.look("/accounts/", expect=503)
 

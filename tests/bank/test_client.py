@@ -40,6 +40,7 @@ from everifin_django.exceptions import (
     TokenMissingError,
     UnavailableError,
 )
+from everifin_django.http import client as http_client
 from everifin_django.http.client import AGENT
 from everifin_django.secret import Secret
 from tests.support import malicious_server
@@ -70,6 +71,12 @@ class Source:
 
     def reject(self, rejected: Secret) -> None:
         pass
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch) -> None:
+    """Leave out the pauses between tries; ``tests/http/test_client.py`` looks at them."""
+    monkeypatch.setattr(http_client, "sleep", lambda _seconds: None)
 
 
 @pytest.fixture

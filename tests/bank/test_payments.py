@@ -728,6 +728,7 @@ class TestNothingIsPaidTwice:
     )
     def test_a_failure_that_leaves_doubt_is_never_repeated(self, client, everifin, fault):
         sent = single(payment_message=CANARY)
+        everifin.sleep = [].append
         everifin.faults.add("api.payments", **fault)
         with pytest.raises(PaymentUncertainError) as caught:
             client.create_payment(sent)

@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from urllib3.connection import HTTPConnection
@@ -23,6 +24,30 @@ from everifin_django.secret import Secret
 from tests.http import CANARY, SHORT_SECONDS, SOON_SECONDS, ask, fails, knock, resolve_to
 from tests.support import malicious_server
 from tests.support.malicious_server import OK, Server, answer, answer_json
+
+DRIPS = {
+    "status": b"",
+    "header": b"HTTP/1.1 200 OK\r\nX-Slow: ",
+    "body": b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n",
+    "unstated length": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+    "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n300\r\n",
+    "redirect": b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 900\r\n\r\n",
+}
+
+
+@pytest.fixture(scope="module")
+def drips():
+    """Give each slow drip as a future. They wait together, since each lasts to its deadline."""
+
+    def drip(head: bytes, fresh: bool) -> int:
+        options: dict[str, Any] = {"deadline_seconds": SHORT_SECONDS, "fresh_connection": fresh}
+        with Server(malicious_server.drip(head)) as server:
+            fails(AnswerLostError, lambda: ask(server, **options))
+        return len(server.requests)
+
+    cases = [(name, fresh) for name in DRIPS for fresh in (True, False)]
+    with ThreadPoolExecutor(len(cases)) as pool:
+        return {(name, fresh): pool.submit(drip, DRIPS[name], fresh) for name, fresh in cases}
 
 
 class TestBounds:
@@ -67,25 +92,11 @@ class TestBounds:
         with Server(malicious_server.flood(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100)) as server:
             fails(AnswerLostError, lambda: ask(server, deadline_seconds=SHORT_SECONDS))
 
-    @pytest.mark.parametrize(
-        "head",
-        [
-            b"",
-            b"HTTP/1.1 200 OK\r\nX-Slow: ",
-            b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n300\r\n",
-            b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 900\r\n\r\n",
-        ],
-        ids=["status", "header", "body", "unstated length", "chunk", "redirect"],
-    )
+    @pytest.mark.parametrize("name", [*DRIPS])
     @pytest.mark.parametrize("fresh", [True, False])
-    def test_a_slow_drip_ends_at_the_deadline(self, head, fresh):
+    def test_a_slow_drip_ends_at_the_deadline(self, drips, name, fresh):
         """Each drop comes well within a socket's timeout, which would begin anew with it."""
-        options = {"deadline_seconds": SHORT_SECONDS, "fresh_connection": fresh}
-        with Server(malicious_server.drip(head)) as server:
-            fails(AnswerLostError, lambda: ask(server, **options))
-        assert len(server.requests) == 1
+        assert drips[name, fresh].result() == 1
 
     def test_silence_ends_at_the_deadline(self, settings):
         settings.EVERIFIN_DEADLINE_SECONDS = SHORT_SECONDS
