@@ -641,13 +641,30 @@ class TimeConf:
         check_id="E030",
         meaning="How long before it expires an access token is refreshed, at most half its life.",
     )
+    revocations_per_second = WholeNumber(
+        default=20,
+        least=1,
+        most=1000,
+        check_id="E066",
+        meaning="How many grants a process ends at Everifin in a second, when it works off the "
+        "outbox: `manage.py everifin_housekeeping`, and `everifin_disconnect` after an incident.",
+    )
     retention_days = WholeNumber(
         default=30,
         least=1,
         most=366,
         check_id="E038",
         meaning="How long the tokens of a connection that the user has to make again are stored. "
-        "`manage.py everifin_revoke_pending` deletes them afterwards.",
+        "`manage.py everifin_housekeeping` deletes them afterwards.",
+    )
+    disconnected_retention_days = WholeNumber(
+        default=366,
+        least=1,
+        most=3660,
+        check_id="E067",
+        meaning="How long the row of a connection that ended here is stored, with the Everifin "
+        "account it belonged to. `manage.py everifin_housekeeping` deletes it afterwards. After an "
+        "end on purpose the row names no account, and stays: a login must not connect again.",
     )
 
 

@@ -21,7 +21,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from everifin_django.encryption import EncryptionContext, Key, TokenKind, open_sealed, seal
+from everifin_django.encryption import FORMAT, EncryptionContext, Key, TokenKind, open_sealed, seal
 from everifin_django.secret import Secret
 
 if TYPE_CHECKING:
@@ -308,6 +308,11 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
         """Return the connected ones that have a refresh token."""
         return self.connected().exclude(refresh_ciphertext="")
 
+    def with_incident(self) -> BankTokenQuerySet:
+        """Have each row know as ``incident_id`` whether an incident is under way (see Incident)."""
+        newest = primary(Incident).using(self.db).order_by("-pk").values("pk")[:1]
+        return self.annotate(incident_id=models.Subquery(newest))
+
     def claimable(self) -> BankTokenQuerySet:
         """Return the connections that nobody is refreshing and that may be tried again."""
         return self.filter(
@@ -415,9 +420,9 @@ class BankToken(models.Model):
     # Unique by bytes on every database, which a constraint over the two columns above is not; None
     # while unknown.
     identity_digest = models.CharField(  # noqa: DJ001 - two unknown identities are not the same
-        max_length=64, unique=True, null=True, editable=False
+        max_length=64, null=True, editable=False
     )
-    sid = models.CharField(_("session at Everifin"), max_length=255, blank=True, db_index=True)
+    sid = models.CharField(_("session at Everifin"), max_length=255, blank=True)
     # The login whose browser the grant came from; None for one that a password user connected.
     login_session_id = models.UUIDField(null=True, editable=False)
 
@@ -443,7 +448,8 @@ class BankToken(models.Model):
     last_error = models.CharField(_("last error"), max_length=64, blank=True)
     # Why this site ended it; after an end on purpose, a login does not connect again.
     end_reason = models.CharField(max_length=32, blank=True, editable=False)
-    # All three by the database's clock.
+    # All four by the database's clock.
+    connected_at = models.DateTimeField(null=True, editable=False)
     refreshed_at = models.DateTimeField(null=True, editable=False, db_index=True)
     refused_since = models.DateTimeField(null=True, editable=False)
     rejected_at = models.DateTimeField(null=True, editable=False)
@@ -456,8 +462,13 @@ class BankToken(models.Model):
     class Meta:
         verbose_name = _("bank connection")
         verbose_name_plural = _("bank connections")
-        # No index with a condition or an expression: MariaDB has neither.
+        # No index with a condition or an expression: MariaDB has neither. None by ``db_index`` or
+        # ``unique`` of a string: PostgreSQL would get a second one for LIKE, which nothing asks.
+        constraints = (
+            models.UniqueConstraint(fields=["identity_digest"], name="everifin_bank_identity"),
+        )
         indexes = (
+            models.Index(fields=["sid"], name="everifin_bank_sid"),
             models.Index(fields=["status", "updated_at"], name="everifin_bank_updated"),
             models.Index(fields=["status", "failures"], name="everifin_bank_failures"),
             models.Index(fields=["status", "rejected_at"], name="everifin_bank_rejected"),
@@ -470,6 +481,20 @@ class BankToken(models.Model):
 
     def __str__(self) -> str:
         return str(self.pk)
+
+    def is_stopped(self) -> bool:
+        """
+        Has the connection ended, or does an incident cover it? Of a row that ``with_incident``
+        read. No query, unless an incident is under way.
+        """
+        if self.status == self.Status.DISCONNECTED:
+            return True
+        if getattr(self, "incident_id", None) is None:
+            return False
+        return any(
+            incident.covered().filter(pk=self.pk).exists()
+            for incident in Incident.objects.using(database_of(self))
+        )
 
     @property
     def next_version(self) -> int:
@@ -589,6 +614,63 @@ class BankToken(models.Model):
             return timezone.now() - margin if end is None else end - margin
         except OverflowError:  # in the first days of the year 1
             return end or timezone.now()
+
+
+class Incident(models.Model):
+    """
+    An incident under way. The connections that it covers can no longer be used, although their own
+    rows do not say so yet: to write that into a million rows takes a minute, and this takes none.
+
+    It covers the connections that were made before it began; of those with *encrypted_by* only
+    those with a token encrypted with that key, and with *issued_since* only those that were made or
+    refreshed since then. The row is deleted when none of them is left.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    encrypted_by = models.CharField(max_length=32, blank=True)
+    issued_since = models.DateTimeField(null=True)
+    started_at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("incident")
+        verbose_name_plural = _("incidents")
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+    def covered(self) -> BankTokenQuerySet:
+        """Return the connections that this incident covers. What is unknown counts as covered."""
+        rows: BankTokenQuerySet = BankToken.objects.using(database_of(self)).filter(
+            models.Q(connected_at=None) | models.Q(connected_at__lte=self.started_at)
+        )
+        rows = rows.exclude(status=BankToken.Status.DISCONNECTED)
+        if self.encrypted_by:
+            rows = rows.filter(encrypted_by(self.encrypted_by, "access", "refresh", "id"))
+        if self.issued_since is not None:
+            rows = rows.filter(
+                models.Q(issued_at=None) | models.Q(issued_at__gte=self.issued_since)
+            )
+        return rows
+
+    def covered_logins(self) -> models.QuerySet[LoginSession]:
+        """Return the logins whose grants this incident covers."""
+        rows = LoginSession.objects.using(database_of(self)).exclude(refresh_ciphertext="")
+        if self.encrypted_by:
+            rows = rows.filter(encrypted_by(self.encrypted_by, "refresh"))
+        if self.issued_since is not None:
+            # A grant moves to a login when its user's connection is made anew.
+            covered = self.covered().order_by().values("user_id")
+            since = models.Q(created_at__gte=self.issued_since)
+            rows = rows.filter(since | models.Q(user_id__in=covered))
+        return rows
+
+
+def encrypted_by(key_id: str, *kinds: TokenKind) -> models.Q:
+    """Return the condition that a token of one of *kinds* is encrypted with the key *key_id*."""
+    found = models.Q()
+    for kind in kinds:
+        found |= models.Q(**{f"{kind}_ciphertext__startswith": f"{FORMAT}.{key_id}."})
+    return found
 
 
 class LoginLink(models.Model):

@@ -1,13 +1,17 @@
 """Looking at connections and ending them."""
 
+from io import StringIO
+
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
+from django.core.management import call_command
 from django.db import connection as database
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from everifin_django.models import BankToken, PendingRevocation
+from everifin_django.testing.factories import BankTokenFactory
 
 CONNECTIONS = "/admin/everifin_django/banktoken/"
 PENDING = "/admin/everifin_django/pendingrevocation/"
@@ -24,9 +28,8 @@ def connection(everifin_connect, django_user_model):
 
 
 @pytest.fixture
-def waiting(everifin, connection, admin_client):
-    """A grant that could not be ended."""
-    everifin.faults.add("logout", status=503)
+def waiting(connection, admin_client):
+    """A grant that is still to be ended."""
     disconnect(admin_client, connection)
     return PendingRevocation.objects.get()
 
@@ -135,17 +138,37 @@ class TestNothingIsEdited:
 
 
 class TestDisconnect:
-    def test_it_ends_the_connection_here_and_at_everifin(self, everifin, connection, admin_client):
+    def test_it_ends_the_connection_here_and_later_at_everifin(
+        self, everifin, connection, admin_client
+    ):
         page = disconnect(admin_client, connection).content.decode()
         assert "1 connection was ended." in page
-        assert BankToken.objects.get().status == "disconnected"
+        assert "1 of them still has to be ended at Everifin" in page
+        row = BankToken.objects.get()
+        assert (row.status, row.end_reason) == ("disconnected", "admin")
+        assert everifin.calls["logout"] == 0
+        call_command("everifin_revoke_pending", stdout=StringIO())
         assert everifin.live_sessions("alice") == 0
 
-    def test_it_says_what_has_to_wait(self, everifin, connection, admin_client):
-        everifin.faults.add("logout", status=503)
+    def test_many_rows_cost_as_many_queries_as_one(self, everifin, connection, admin_client):
+        def cost(*rows):
+            with CaptureQueriesContext(database) as queries:
+                disconnect(admin_client, *rows)
+            return len(queries)
+
+        admin_client.get(CONNECTIONS)
+        of_two = cost(*BankTokenFactory.create_batch(2))
+        of_many = cost(*BankTokenFactory.create_batch(40))
+        assert of_many == of_two
+        assert PendingRevocation.objects.filter(reason="admin").count() == 42
+        assert LogEntry.objects.count() == 42
+        assert BankToken.objects.get(pk=connection.pk).status == "active"
+        assert everifin.calls["logout"] == 0
+
+    def test_what_has_ended_before_is_not_ended_again(self, connection, admin_client):
+        disconnect(admin_client, connection)
         page = disconnect(admin_client, connection).content.decode()
-        assert "1 of them still has to be ended at Everifin" in page
-        assert BankToken.objects.get().status == "disconnected"
+        assert "0 connections were ended." in page
         assert PendingRevocation.objects.count() == 1
 
     def test_the_log_names_the_connection_alone(self, connection, admin_client, admin_user):

@@ -97,6 +97,8 @@ WRONG = [
     ("E031", {"EVERIFIN_MAX_TRIES": 0}),
     ("E032", {"EVERIFIN_POOL_SIZE": "32"}),
     ("E065", {"EVERIFIN_PAYMENT_ABSENT_SECONDS": 5}),
+    ("E066", {"EVERIFIN_REVOCATIONS_PER_SECOND": 0}),
+    ("E067", {"EVERIFIN_DISCONNECTED_RETENTION_DAYS": 0}),
     ("E011", {"MIDDLEWARE": without(MIDDLEWARE)}),
     ("E012", {"MIDDLEWARE": [MIDDLEWARE, *without(MIDDLEWARE)]}),
     ("E013", {"SESSION_ENGINE": "django.contrib.sessions.backends.signed_cookies"}),

@@ -17,7 +17,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, OperationalError, router, transaction
-from django.db.models import F, QuerySet
+from django.db.models import F, Q, QuerySet
 from django.dispatch import Signal
 from django.urls import reverse
 from django.utils import timezone
@@ -38,6 +38,7 @@ from everifin_django.exceptions import (
 from everifin_django.models import (
     BankToken,
     ConnectionVersion,
+    DatabaseNow,
     Payment,
     PendingRevocation,
     database_of,
@@ -178,7 +179,7 @@ def end(user: Any, reason: str) -> PendingRevocation | None:
     connection, pending = _end(user, reason)
     if connection is not None:
         logger.info("Connection %s was ended: %s.", connection.pk, reason)
-        _announce(everifin_disconnected, user, connection)
+        announce_disconnected(user, connection)
     return pending
 
 
@@ -193,7 +194,7 @@ def mark_disconnected(connection: BankToken, reason: str) -> None:
         **_ended(reason), token_version=F("token_version") + 1
     ):
         logger.info("Connection %s was ended: %s.", connection.pk, reason)
-        _announce(everifin_disconnected, connection.user, connection)
+        announce_disconnected(connection.user, connection)
 
 
 class Everifin(Client):
@@ -377,7 +378,7 @@ EMPTY_COLUMNS: dict[str, Any] = {
     "refused_since": None,
     "rejected_at": None,
 }
-_NO_IDENTITY: dict[str, Any] = {"issuer": "", "subject": "", "identity_digest": None}
+NO_IDENTITY: dict[str, Any] = {"issuer": "", "subject": "", "identity_digest": None}
 
 
 def alias() -> str:
@@ -414,11 +415,16 @@ def _ended(reason: str) -> dict[str, Any]:
     """
     return {
         **EMPTY_COLUMNS,
-        **(_NO_IDENTITY if reason in ON_PURPOSE else {}),
+        **(NO_IDENTITY if reason in ON_PURPOSE else {}),
         "status": BankToken.Status.DISCONNECTED,
         "end_reason": reason[:32],
         "updated_at": timezone.now(),
     }
+
+
+def announce_disconnected(user: Any, connection: BankToken) -> None:
+    """Send ``everifin_disconnected`` once what it says is committed."""
+    _announce(everifin_disconnected, user, connection)
 
 
 def same_version(row: BankToken) -> QuerySet[BankToken]:
@@ -461,7 +467,8 @@ def _is_left_alone(row: BankToken, identity: Identity) -> bool:
     is_ended_on_purpose = (
         row.status == BankToken.Status.DISCONNECTED and row.end_reason in ON_PURPOSE
     )
-    return is_ended_on_purpose or row.is_of_another(identity)
+    is_covered = row.status != BankToken.Status.DISCONNECTED and row.is_stopped()
+    return is_ended_on_purpose or is_covered or row.is_of_another(identity)
 
 
 def _connected(user: Any, saved: BankToken) -> None:
@@ -484,9 +491,10 @@ def _connection_of(user: Any, identity: Identity | None) -> BankToken | None:
 
     Errors: IdentityTakenError if *identity* is connected to another user.
     """
-    rows: Any = primary(BankToken).filter(user=user)
+    wanted = Q(user=user)
     if identity is not None:
-        rows |= primary(BankToken).filter(identity_digest=identity.digest)
+        wanted |= Q(identity_digest=identity.digest)
+    rows = BankToken.objects.using(alias()).with_incident().filter(wanted)
     found = {row.user_id: row for row in rows}
     if found.keys() - {user.pk}:
         raise IdentityTakenError
@@ -510,18 +518,29 @@ def _save(
         **_identity_columns(row, identity),
         "status": BankToken.Status.ACTIVE,
         "end_reason": "",
+        "connected_at": DatabaseNow(),
         "token_version": row.next_version,
         "updated_at": timezone.now(),
     }
     if row._state.adding:
-        return BankToken.objects.using(alias()).create(pk=row.pk, user=user, **columns)
+        return _as_stored(BankToken.objects.using(alias()).create(pk=row.pk, user=user, **columns))
+    was_stopped = row.is_stopped()
     if not same_version(row).update(**columns):
         return None
     shares_session = bool(row.sid) and row.sid == tokens.sid
-    if not shares_session:
+    if was_stopped:
+        # It was ended with many others, and its token is still to be moved.
+        revocation.enqueue(row, row.end_reason or "incident")
+    elif not shares_session:
         revocation.release(row, "replaced", but=login_session_id)
     for name, value in columns.items():
         setattr(row, name, value)
+    return _as_stored(row)
+
+
+def _as_stored(row: BankToken) -> BankToken:
+    """*row* without the time of the database's clock, which is read if it is asked for."""
+    row.__dict__.pop("connected_at", None)
     return row
 
 

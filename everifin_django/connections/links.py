@@ -117,14 +117,19 @@ def create_by_connecting(user: Any, identity: Identity) -> None:
         create(user, identity, MadeBy.CONNECT)
 
 
-def remove_made_by_connecting(user: Any) -> None:
+def remove_made_by_connecting(*users: Any) -> None:
     """
-    Take back what connecting gave. One query, and one more if there is something; none without the
-    login backend.
+    Take back what connecting gave *users*. One query, and one more if there is something; none
+    without the login backend.
     """
-    if are_used():
-        for made in _links().filter(user=user, made_by=MadeBy.CONNECT):
-            remove(made)
+    if not are_used():
+        return
+    made = list(_links().filter(user__in=users, made_by=MadeBy.CONNECT).select_related("user"))
+    if made:
+        alias = router.db_for_write(LoginLink)
+        _links().filter(pk__in=[existing.pk for existing in made])._raw_delete(alias)
+    for existing in made:
+        _announce(login_link_removed, existing)
 
 
 def remove(existing: LoginLink) -> None:

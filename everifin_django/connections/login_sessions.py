@@ -115,13 +115,14 @@ def update(record_id: uuid.UUID | None, user: Any, tokens: TokenSet) -> uuid.UUI
     return record.pk
 
 
-def detach(sid: str) -> None:
+def detach(*sids: str) -> None:
     """
-    Note that this site ends *sid* at Everifin for another reason than these logins: what Everifin
-    says of it afterwards is not about them. One statement; none for an unknown sid.
+    Note that this site ends *sids* at Everifin for another reason than these logins: what Everifin
+    says of them afterwards is not about these logins. One statement; none for an unknown sid.
     """
-    if sid:
-        rows().filter(sid=sid).update(has_ended_sid=True, version=F("version") + 1)
+    known = [sid for sid in sids if sid]
+    if known:
+        rows().filter(sid__in=known).update(has_ended_sid=True, version=F("version") + 1)
 
 
 def delete(record: LoginSession) -> bool:

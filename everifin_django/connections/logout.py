@@ -104,8 +104,11 @@ def take_over_or_mark_disconnected(connection: BankToken) -> None:
     """
     End *connection*, whose session Everifin has ended; or give it the newest grant that another
     login of the user holds. Nothing is left to be ended at Everifin.
+
+    One that has ended here already, and whose token waits to be moved, stays as it is.
     """
-    if not _give_grant_of_another_login(connection):
+    has_ended = connection.status == BankToken.Status.DISCONNECTED
+    if not has_ended and not _give_grant_of_another_login(connection):
         grants.mark_disconnected(connection, "backchannel_logout")
 
 

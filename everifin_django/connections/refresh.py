@@ -61,6 +61,7 @@ from everifin_django.models import (
     BankToken,
     ConnectionVersion,
     DatabaseNow,
+    Incident,
     database_of,
     in_database_seconds,
 )
@@ -133,7 +134,8 @@ def ensure_fresh(user: Any, *, rejected: ConnectionVersion | None = None) -> Ban
 def read_connection(user: Any) -> BankToken:
     """
     Return what the user's connection needs to give a fresh token. One query of eleven columns,
-    without order or clock; the other columns are loaded when they are asked for.
+    without order or clock, and whether an incident is under way; the other columns are loaded when
+    they are asked for.
 
     Written as SQL, because building the same query with the ORM takes several times as long as
     running it. Nothing is kept for the next call.
@@ -144,7 +146,9 @@ def read_connection(user: Any) -> BankToken:
     quote: Any = connection.ops.quote_name
     columns = ", ".join(quote(column) for column in FRESH_COLUMNS)
     where = quote(USER_FIELD.column)
-    sql = f"SELECT {columns} FROM {quote(BankToken._meta.db_table)} WHERE {where} = %s"  # noqa: S608 - our own names
+    newest = f"(SELECT MAX({quote('id')}) FROM {quote(Incident._meta.db_table)}) AS incident_id"  # noqa: S608 - our own names
+    table = quote(BankToken._meta.db_table)
+    sql = f"SELECT {columns}, {newest} FROM {table} WHERE {where} = %s"  # noqa: S608 - as above
     user_pk = USER_FIELD.get_db_prep_value(user.pk, connection)
     rows = list(BankToken.objects.using(alias).raw(sql, [user_pk]))
     row = _connected(rows[0] if rows else None)
@@ -526,7 +530,7 @@ class Attempt:
         ended only if there is no newer one. Where the older grant has gone, our token goes, too.
         """
         row = self._reread()
-        is_unwanted = row is None or row.status == BankToken.Status.DISCONNECTED
+        is_unwanted = row is None or row.is_stopped()
         if tokens.refresh is not None:
             if is_unwanted:
                 self._revoke(tokens.refresh, "disconnected")
@@ -666,7 +670,8 @@ class Attempt:
         )
 
     def _reread(self) -> BankToken | None:
-        return BankToken.objects.using(self.alias).filter(pk=self.row.pk).first()
+        rows = BankToken.objects.using(self.alias).with_incident()
+        return rows.filter(pk=self.row.pk).first()
 
 
 class Pause:
@@ -750,7 +755,8 @@ def _read(user: Any, seen: ConnectionVersion) -> _Reading:
     """
     Read all of one connection, with the database's clock. Errors: as ``_connected``.
     """
-    rows = BankToken.objects.using(seen.alias).annotate(database_now=DatabaseNow())
+    rows = BankToken.objects.using(seen.alias).with_incident()
+    rows = rows.annotate(database_now=DatabaseNow())
     row: Any = rows.filter(pk=seen.connection_id, user_id=seen.user_pk).first()
     connected = _connected(row)
     connected.user = user
@@ -759,7 +765,7 @@ def _read(user: Any, seen: ConnectionVersion) -> _Reading:
 
 def _connected(row: BankToken | None) -> BankToken:
     """Errors: TokenMissingError and ConsentExpiredError for what no refresh can bring back."""
-    if row is None or row.status == BankToken.Status.DISCONNECTED:
+    if row is None or row.is_stopped():
         raise TokenMissingError("The user has no connection to Everifin.")
     if row.status == BankToken.Status.NEEDS_RECONNECT:
         raise consent_expired_error(row.last_error)

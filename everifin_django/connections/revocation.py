@@ -8,8 +8,12 @@ point leaves it either live in its connection or listed here.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models, transaction
@@ -17,7 +21,12 @@ from django.utils import timezone
 
 from everifin_django.conf import conf
 from everifin_django.encryption import EncryptionContext, Key, active_key, seal
-from everifin_django.exceptions import EverifinError, RefusedError, TokenUnreadableError
+from everifin_django.exceptions import (
+    EverifinError,
+    RefusedError,
+    TokenUnreadableError,
+    UnavailableError,
+)
 from everifin_django.models import (
     MOST_COUNTED,
     BankToken,
@@ -36,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 60
 LONGEST_BACKOFF_SECONDS = 3600
+PAGE_SIZE = 200
+FAILURES_OF_AN_OUTAGE = 5
 
 
 def enqueue(connection: BankToken, reason: str) -> PendingRevocation | None:
@@ -141,6 +152,20 @@ def enqueue_record(record: LoginSession, reason: str) -> PendingRevocation | Non
     )
 
 
+def enqueue_records(records: models.QuerySet[LoginSession], reason: str) -> None:
+    """Put the refresh tokens of many records into the outbox. Two statements."""
+    PendingRevocation.objects.using(records.db).bulk_create(
+        PendingRevocation(
+            connection_id=record.pk,
+            user_pk=str(record.user_id),
+            refresh_ciphertext=record.refresh_ciphertext,
+            reason=reason,
+            expires_at=record.refresh_expires_at,
+        )
+        for record in records
+    )
+
+
 def enqueue_record_on_delete(record: LoginSession, using: str) -> None:
     """As ``enqueue_on_delete``, for the record of a login."""
     row = LoginSession.objects.using(using).filter(pk=record.pk)
@@ -212,46 +237,146 @@ def revoke(pending: PendingRevocation) -> bool:
     Two queries and one request; none if another process has just taken the same entry. Never raises
     an EverifinError.
     """
+    token = _claim(pending)
+    return token is not None and _settle(pending, _end(token))
+
+
+def revoke_due(*, concurrency: int = 1, max_seconds: float | None = None) -> tuple[int, int]:
+    """
+    End what is due in the outbox; return how many entries are gone and how many are left.
+
+    For each entry two queries and one request: *concurrency* of these at once, and
+    EVERIFIN_REVOCATIONS_PER_SECOND at most. Nothing is begun after *max_seconds*, nor once Everifin
+    is found to be down or to refuse this site's client: the rest stays due. Tokens past their own
+    end are deleted without a request. Several processes may do it at once, each at that rate.
+    """
+    entries = primary(PendingRevocation)
+    before = entries.count()
+    entries.filter(expires_at__lt=DatabaseNow()).delete()
+    _work_off(concurrency, time.monotonic() + max_seconds if max_seconds is not None else None)
+    left = entries.count()
+    return max(0, before - left), left
+
+
+def _claim(pending: PendingRevocation) -> Secret | None:
+    """
+    The token of an entry that nobody else works on now; None if it is taken, or cannot be read.
+    """
     doublings = min(pending.attempts, 10)
     backoff_seconds = min(FIRST_BACKOFF_SECONDS * 2**doublings, LONGEST_BACKOFF_SECONDS)
     # The count of attempts is the claim: of two processes that read the same entry, one finds it
     # changed. So it starts again at its bound.
     attempts = pending.attempts + 1 if pending.attempts < MOST_COUNTED else 1
-    entry = PendingRevocation.objects.using(database_of(pending)).filter(pk=pending.pk)
-    claimed = entry.filter(attempts=pending.attempts).update(
-        attempts=attempts, retry_after=in_database_seconds(backoff_seconds)
-    )
-    if not claimed:
-        return False
+    claimed = _entry(pending).filter(attempts=pending.attempts)
+    if not claimed.update(attempts=attempts, retry_after=in_database_seconds(backoff_seconds)):
+        return None
     try:
-        end_session(pending.open_token())
+        return pending.open_token()
     except (EverifinError, ImproperlyConfigured) as error:
-        failure = _reason(error)
-        entry.update(last_error=failure)
-        logger.warning(
-            "The grant of connection %s is not ended yet: %s.", pending.connection_id, failure
-        )
-        return False
-    entry.delete()
-    logger.info("The grant of connection %s is ended.", pending.connection_id)
-    return True
+        _settle(pending, error)
+        return None
 
 
-def revoke_due() -> tuple[int, int]:
+def _end(token: Secret) -> Exception | None:
+    """End *token* at Everifin; return what kept it from ending. One request, no query."""
+    try:
+        end_session(token)
+    except (EverifinError, ImproperlyConfigured) as error:
+        return error
+    return None
+
+
+def _settle(pending: PendingRevocation, error: Exception | None) -> bool:
+    if error is None:
+        _entry(pending).delete()
+        logger.info("The grant of connection %s is ended.", pending.connection_id)
+        return True
+    failure = _reason(error)
+    _entry(pending).update(last_error=failure)
+    logger.warning(
+        "The grant of connection %s is not ended yet: %s.", pending.connection_id, failure
+    )
+    return False
+
+
+def _entry(pending: PendingRevocation) -> models.QuerySet[PendingRevocation]:
+    return PendingRevocation.objects.using(database_of(pending)).filter(pk=pending.pk)
+
+
+def _work_off(concurrency: int, until: float | None) -> None:
     """
-    End what is due in the outbox; return how many entries are gone and how many are left.
-
-    One query for the list, and for each entry two queries and one request. Tokens past
-    their own end are deleted without a request.
+    The requests are made in threads of their own; the database is asked by this one alone, which
+    needs no more connections than any other command.
     """
-    entries = primary(PendingRevocation)
-    before = entries.count()
-    entries.filter(expires_at__lt=DatabaseNow()).delete()
-    due = entries.filter(is_over("retry_after", LONGEST_BACKOFF_SECONDS))
-    for pending in due.order_by("pk").iterator():
-        revoke(pending)
-    left = entries.count()
-    return max(0, before - left), left
+    outage, pace = Outage(), Pace(conf.revocations_per_second)
+    with ThreadPoolExecutor(concurrency) as pool:
+        running: dict[Future[Exception | None], PendingRevocation] = {}
+        for pending in _due():
+            if outage.is_known or (until is not None and time.monotonic() >= until):
+                break
+            pace.wait()
+            token = _claim(pending)
+            if token is not None:
+                running[pool.submit(_end, token)] = pending
+            if len(running) >= concurrency:
+                _settle_finished(running, outage)
+        while running:
+            _settle_finished(running, outage)
+
+
+def _settle_finished(
+    running: dict[Future[Exception | None], PendingRevocation], outage: Outage
+) -> None:
+    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in finished:
+        error = future.result()
+        outage.note(error)
+        _settle(running.pop(future), error)
+
+
+def _due() -> Iterator[PendingRevocation]:
+    """Each entry that is due. Read in pages: a million tokens are gigabytes."""
+    due = is_over("retry_after", LONGEST_BACKOFF_SECONDS)
+    yield from _pages(primary(PendingRevocation).filter(due))
+
+
+def _pages(rows: models.QuerySet[Any]) -> Iterator[Any]:
+    """Each of *rows* once, in the order of their keys, however many leave the selection."""
+    page = list(rows.order_by("pk")[:PAGE_SIZE])
+    while page:
+        yield from page
+        page = list(rows.filter(pk__gt=page[-1].pk).order_by("pk")[:PAGE_SIZE])
+
+
+class Pace:
+    """At most so many a second, counted from the beginning; the first second's may come at once."""
+
+    def __init__(self, per_second: float) -> None:
+        self._interval_seconds = 1 / per_second
+        self._next = time.monotonic() - 1
+
+    def wait(self) -> None:
+        """Return when it is the next one's turn."""
+        now = time.monotonic()
+        self._next = max(self._next, now - 1) + self._interval_seconds
+        if self._next > now:
+            time.sleep(self._next - now)
+
+
+class Outage:
+    """Is Everifin down, or does it refuse this site's client? Then nobody need ask for the rest."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    def note(self, error: Exception | None) -> None:
+        """Note how one request ended."""
+        is_about_all = isinstance(error, ImproperlyConfigured | UnavailableError | RefusedError)
+        self._in_a_row = self._in_a_row + 1 if is_about_all else 0
+
+    @property
+    def is_known(self) -> bool:
+        return self._in_a_row >= FAILURES_OF_AN_OUTAGE
 
 
 def purge_ended() -> int:
@@ -264,7 +389,7 @@ def purge_ended() -> int:
     """
     long_ago = timezone.now() - timedelta(days=conf.retention_days)
     ended = BankToken.objects.using(primary(BankToken).db).ended_before(long_ago)
-    return sum(_empty(row) for row in ended.iterator())
+    return sum(_empty(row) for row in _pages(ended))
 
 
 def _empty(row: BankToken) -> bool:

@@ -11,12 +11,15 @@ from everifin_django.connections.ends import ENDS
 PACKAGE = Path(everifin_django.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "explanation" / "ends.md"
 ENDING = {
+    "disable": 1,
     "disconnect": 1,
+    "disconnect_all": 1,
     "end": 1,
     "end_all": 1,
     "end_login": 1,
     "enqueue": 1,
     "enqueue_record": 1,
+    "enqueue_records": 1,
     "enqueue_token": 2,
     "mark_disconnected": 1,
     "release": 1,

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,6 +91,56 @@ def test_the_pauses_between_tries_grow_to_an_hour(everifin):
     assert pending.retry_after - timezone.now() < timedelta(seconds=3601)
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_all_that_is_due_is_worked_off(everifin, concurrency):
+    PendingRevocationFactory.create_batch(7)
+    later: Any = PendingRevocationFactory(retry_after=in_database_seconds(60))
+    assert revocation.revoke_due(concurrency=concurrency) == (7, 1)
+    assert list(PendingRevocation.objects.all()) == [later]
+    assert everifin.calls["logout"] == 7
+
+
+def test_more_entries_than_a_page_are_worked_off(everifin, monkeypatch):
+    monkeypatch.setattr(revocation, "PAGE_SIZE", 2)
+    PendingRevocationFactory.create_batch(5)
+    assert revocation.revoke_due() == (5, 0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"status": 503}, {"status": 401, "body": '{"error": "invalid_client"}'}],
+    ids=["down", "client refused"],
+)
+def test_an_outage_leaves_the_rest_due(everifin, fault):
+    everifin.faults.add("logout", **fault)
+    PendingRevocationFactory.create_batch(9)
+    assert revocation.revoke_due() == (0, 9)
+    assert everifin.calls["logout"] == revocation.FAILURES_OF_AN_OUTAGE
+    assert PendingRevocation.objects.filter(attempts=0).count() == 4
+
+
+def test_single_failures_do_not_stop_it(everifin):
+    PendingRevocationFactory.create_batch(9)
+    everifin.faults.add("logout", status=503, times=revocation.FAILURES_OF_AN_OUTAGE - 1)
+    assert revocation.revoke_due() == (5, 4)
+
+
+def test_nothing_is_begun_after_its_time(everifin):
+    PendingRevocationFactory.create_batch(2)
+    assert revocation.revoke_due(max_seconds=0) == (0, 2)
+    assert everifin.calls["logout"] == 0
+
+
+def test_the_rate_has_its_bound(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+    pace = revocation.Pace(4)
+    for _ in range(12):
+        pace.wait()
+    assert clock[0] == pytest.approx(102, abs=0.3)
+
+
 def test_an_expired_token_is_deleted_without_a_request(everifin):
     PendingRevocationFactory(expires_at=timezone.now() - timedelta(minutes=1))
     assert revocation.revoke_due() == (1, 0)
@@ -170,8 +219,7 @@ def test_other_connections_are_not_emptied(ended, change):
 
 
 def test_a_connection_made_again_meanwhile_is_not_emptied(ended, monkeypatch):
-    as_read = SimpleNamespace(iterator=lambda: [ended])
-    monkeypatch.setattr(BankToken.objects, "ended_before", lambda _: as_read)
+    monkeypatch.setattr(revocation, "_pages", lambda _: [ended])
     BankToken.objects.update(status="active", token_version=ended.token_version + 1)
     assert revocation.purge_ended() == 0
     assert BankToken.objects.get().refresh_ciphertext == ended.refresh_ciphertext

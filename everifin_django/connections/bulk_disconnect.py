@@ -1,0 +1,277 @@
+"""
+End many connections at once: after a leak, or by an administrator.
+
+1. One statement makes all of them unusable: ``begin`` writes down an incident that covers them,
+   whatever their number; ``disable`` changes the rows of a few thousand. From then on nobody uses
+   or refreshes their tokens, which stay where they are, encrypted.
+2. ``move_all`` writes the end into each row and moves its tokens to the outbox, in batches of one
+   transaction each. It can be stopped after any of them: what is left to move is in the tables, so
+   running it again goes on.
+3. The outbox is worked off as always (``revocation.revoke_due``). Nothing here asks Everifin.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.db import connections as db_connections
+from django.db import router, transaction
+from django.db.models import CharField, F, Q, QuerySet, Value
+from django.utils import timezone
+
+from everifin_django.connections import grants, links, login_sessions, revocation
+from everifin_django.connections.ends import ON_PURPOSE
+from everifin_django.models import (
+    BankToken,
+    DatabaseNow,
+    Incident,
+    LoginSession,
+    PendingRevocation,
+    in_database_seconds,
+    primary,
+)
+from everifin_django.signals import everifin_disconnected
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 500
+"""Older versions of SQLite take 999 parameters in a statement."""
+
+REMEMBERED_FOR = timedelta(minutes=10)
+"""
+How long an incident is remembered: a transaction that began before it may be committed after the
+last batch, with a connection that it covers.
+"""
+
+HAS_TOKENS = ~Q(access_ciphertext="", refresh_ciphertext="", id_ciphertext="")
+
+
+def begin(*, encrypted_by: str = "", issued_since: datetime | None = None) -> Incident:
+    """
+    Make the connections that an incident covers (see ``Incident``) unusable, and return it. One
+    statement for all of them, and one for the grants that logins in other browsers hold.
+
+    A refresh under way may still be stored; what it stored is covered as well.
+    """
+    incident = Incident(encrypted_by=encrypted_by, issued_since=issued_since)
+    incident.started_at = DatabaseNow()
+    incident.save(force_insert=True, using=grants.alias())
+    incident.refresh_from_db(using=grants.alias())
+    logger.critical("An incident has begun: the connections that it covers are unusable.")
+    release_logins(incident.covered_logins())
+    return incident
+
+
+def disable(connections: QuerySet[BankToken], reason: str) -> int:
+    """
+    Make all of *connections* unusable, whatever they are doing; return how many were not yet. One
+    statement, which changes each row.
+
+    *reason* is one of an end on purpose, so that a login does not connect again. A refresh under
+    way finds its version gone, and ends what it was given.
+    """
+    if reason not in ON_PURPOSE:
+        raise ValueError(f"{reason!r} is no end on purpose.")
+    live = connections.using(grants.alias()).exclude(status=BankToken.Status.DISCONNECTED)
+    count = live.update(
+        status=BankToken.Status.DISCONNECTED,
+        end_reason=reason,
+        token_version=F("token_version") + 1,
+        updated_at=timezone.now(),
+    )
+    if count:
+        logger.warning("%d connections were ended at once: %s.", count, reason)
+    return count
+
+
+def disconnect_all(connection_ids: Sequence[Any], reason: str) -> int:
+    """
+    End the connections of these ids here; return how many had not ended. First all of them are made
+    unusable, then their tokens are moved to the outbox. Everifin is not asked.
+
+    Some seven statements for each batch of 500.
+    """
+    batches = [
+        connection_ids[start : start + BATCH_SIZE]
+        for start in range(0, len(connection_ids), BATCH_SIZE)
+    ]
+    count = sum(disable(primary(BankToken).filter(pk__in=batch), reason) for batch in batches)
+    for batch in batches:
+        _move(_disabled().filter(pk__in=batch), None)
+    return count
+
+
+def release_logins(records: QuerySet[LoginSession]) -> int:
+    """
+    Let go of the grants that the logins *records* hold; return how many. One statement.
+
+    ``move_all`` moves them. The logins stay, and what Everifin says later of the sessions that end
+    there is not about them.
+    """
+    holding = records.using(login_sessions.alias()).exclude(refresh_ciphertext="")
+    return holding.update(has_ended_sid=True, version=F("version") + 1)
+
+
+def move_all(batch_size: int = BATCH_SIZE) -> Iterator[int]:
+    """
+    Move to the outbox whatever has ended and still holds tokens, and what incidents cover; yield
+    the size of each batch.
+
+    Some six statements a batch, in a transaction of its own; no key is needed. Receivers of
+    ``everifin_disconnected`` are called for each connection. Several processes may do it at once.
+    """
+    for incident in primary(Incident):
+        yield from _move_rows(incident.covered, batch_size, "incident")
+    yield from _move_rows(_disabled, batch_size, None)
+    if links.are_used():
+        yield from _move_logins(batch_size)
+    _end_incidents()
+
+
+def is_anything_left() -> bool:
+    """Is there something for ``move_all`` to do? A few queries."""
+    return (
+        any(incident.covered().exists() for incident in primary(Incident))
+        or _disabled().exists()
+        or _released_logins().exists()
+    )
+
+
+def _end_incidents() -> None:
+    """Delete the incidents that are over: nothing is left of them, and nothing can come."""
+    begun = primary(Incident).filter(
+        started_at__lt=in_database_seconds(-REMEMBERED_FOR.total_seconds())
+    )
+    for incident in begun:
+        if not incident.covered().exists():
+            incident.delete()
+
+
+def _disabled() -> QuerySet[BankToken]:
+    """The connections that have ended and whose tokens are still to be moved."""
+    return primary(BankToken).filter(HAS_TOKENS, status=BankToken.Status.DISCONNECTED)
+
+
+def _released_logins() -> QuerySet[LoginSession]:
+    """A login whose session is said to have ended has no use for a grant in it."""
+    return login_sessions.rows().filter(has_ended_sid=True).exclude(refresh_ciphertext="")
+
+
+Selection = Callable[[], QuerySet[Any]]
+
+
+def _move_rows(select: Selection, batch_size: int, reason: str | None) -> Iterator[int]:
+    # In the order of the users, which is that of the table more than any other column's.
+    for users in _batches(select, "user_id", batch_size):
+        yield _move(select().filter(user_id__in=users), reason)
+
+
+def _batches(select: Selection, column: str, size: int) -> Iterator[list[Any]]:
+    """The values of a unique *column*, each once, however many rows leave the selection."""
+
+    def next_batch(**after: Any) -> list[Any]:
+        rows = select().filter(**after).order_by(column)
+        return list(rows.values_list(column, flat=True)[:size])
+
+    batch = next_batch()
+    while batch:
+        yield batch
+        batch = next_batch(**{f"{column}__gt": batch[-1]})
+
+
+def _move(batch: QuerySet[BankToken], reason: str | None) -> int:
+    """End the rows of one *batch*; *reason* is None for what has been given one."""
+    alias = grants.alias()
+    with transaction.atomic(using=alias):
+        locked = _locked(batch, "pk", "user_id", "sid", "encrypted_for")
+        if not locked:
+            return 0
+        rows = BankToken.objects.using(alias).filter(pk__in=[row[0] for row in locked])
+        if not all(encrypted_for for *_, encrypted_for in locked):
+            _name_their_users(rows)
+        _enqueue(rows.exclude(refresh_ciphertext=""), reason)
+        if links.are_used():
+            links.remove_made_by_connecting(*(user_pk for _, user_pk, _, _ in locked))
+            login_sessions.detach(*{sid for _, _, sid, _ in locked})
+        rows.update(
+            **grants.EMPTY_COLUMNS,
+            **grants.NO_IDENTITY,
+            status=BankToken.Status.DISCONNECTED,
+            end_reason=F("end_reason") if reason is None else reason,
+            token_version=F("token_version") + 1,
+            updated_at=timezone.now(),
+        )
+        _announce({user_pk: pk for pk, user_pk, *_ in locked})
+    return len(locked)
+
+
+def _move_logins(batch_size: int) -> Iterator[int]:
+    for batch in _batches(_released_logins, "pk", batch_size):
+        with transaction.atomic(using=login_sessions.alias()):
+            pks = [pk for (pk,) in _locked(_released_logins().filter(pk__in=batch), "pk")]
+            rows = login_sessions.rows().filter(pk__in=pks)
+            revocation.enqueue_records(rows, "incident")
+            rows.update(refresh_ciphertext="", version=F("version") + 1)
+        yield len(pks)
+
+
+def _locked(rows: QuerySet[Any], *columns: str) -> list[tuple[Any, ...]]:
+    """
+    The *columns* of *rows*, locked where rows can be; without those that another process has.
+
+    SQLite locks all of the database by the first write. That comes first, because a transaction
+    that has read cannot always go on to write there.
+    """
+    features = db_connections[rows.db].features
+    if features.has_select_for_update:
+        rows = rows.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+    else:
+        rows.update(user=F("user"))
+    return list(rows.values_list(*columns))
+
+
+def _name_their_users(rows: QuerySet[BankToken]) -> None:
+    """Write down whose tokens the few rows hold that do not say so: the user's they belong to."""
+    for row in rows.filter(encrypted_for="").only("pk", "user_id"):
+        rows.filter(pk=row.pk).update(encrypted_for=str(row.user_id))
+
+
+def _enqueue(rows: QuerySet[BankToken], reason: str | None) -> None:
+    """
+    Copy the refresh tokens of *rows* into the outbox, as ``revocation.enqueue`` does for one. One
+    statement, INSERT … SELECT, which the ORM does not have: gigabytes of tokens need not travel
+    here and back.
+    """
+    field: Any = PendingRevocation._meta.get_field
+    selected: dict[str, Any] = {
+        "connection_id": F("pk"),
+        "user_pk": F("encrypted_for"),
+        "refresh_ciphertext": F("refresh_ciphertext"),
+        "reason": F("end_reason") if reason is None else Value(reason, CharField()),
+        "expires_at": F("refresh_expires_at"),
+        "attempts": Value(0, field("attempts")),
+        "last_error": Value("", CharField()),
+        "created_at": Value(timezone.now(), field("created_at")),
+    }
+    query = rows.order_by().values_list(*selected.values()).query
+    sql, params = query.get_compiler(using=rows.db).as_sql()
+    connection = db_connections[rows.db]
+    quote: Any = connection.ops.quote_name
+    columns = ", ".join(quote(field(name).column) for name in selected)
+    table = quote(PendingRevocation._meta.db_table)
+    with connection.cursor() as cursor:
+        cursor.execute(f"INSERT INTO {table} ({columns}) {sql}", params)
+
+
+def _announce(connections: dict[Any, Any]) -> None:
+    """Send ``everifin_disconnected`` when it is committed. Users are read if anybody listens."""
+    if not everifin_disconnected.has_listeners(BankToken):
+        return
+    alias = router.db_for_write(get_user_model())
+    users: Any = get_user_model()._base_manager.using(alias).in_bulk(list(connections))
+    for user_pk, user in users.items():
+        grants.announce_disconnected(user, BankToken(pk=connections[user_pk]))
