@@ -43,10 +43,13 @@ def everifin_required(
     methods by Django's ``method_decorator``. The response is ``private, no-store`` unless the view
     sets Cache-Control, and Django's ``cache_page`` does not store it. Costs one query and one
     decryption while the token is fresh.
+
+    Errors: TypeError for a class, and for a view of REST framework, which authenticates later.
     """
     needed = frozenset([scopes] if isinstance(scopes, str) else scopes)
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
+        _refuse_what_would_not_work(view)
         wrap: Any = _wrap_async if iscoroutinefunction(view) else _wrap
         wrapper: Callable[P, R] = wrap(view, needed)
         setattr(wrapper, SCOPES_ATTRIBUTE, needed)
@@ -60,11 +63,26 @@ def required_scopes(view: Callable[..., Any]) -> frozenset[str] | None:
     return getattr(view, SCOPES_ATTRIBUTE, None)
 
 
+def _refuse_what_would_not_work(view: Any) -> None:
+    if isinstance(view, type):
+        raise TypeError(
+            "@everifin_required decorates functions. Put EverifinRequiredMixin first among the "
+            f"bases of {view.__name__} instead."
+        )
+    if hasattr(getattr(view, "cls", None), "authentication_classes"):
+        raise TypeError(
+            f"REST framework authenticates inside {view.__name__}, after @everifin_required would "
+            "have asked who the user is. Give the view the permission "
+            "everifin_django.contrib.rest_framework.EverifinConnected, or put @everifin_required "
+            "below @api_view."
+        )
+
+
 def _wrap(view: Callable[P, R], needed: frozenset[str]) -> Callable[P, R]:
     @wraps(view)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         _require(_request_of(args, kwargs), needed)
-        return _keep_private(view(*args, **kwargs))
+        return view(*args, **kwargs)
 
     return wrapper
 
@@ -75,7 +93,7 @@ def _wrap_async(
     @wraps(view)
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         await sync_to_async(_require)(_request_of(args, kwargs), needed)
-        return _keep_private(await view(*args, **kwargs))
+        return await view(*args, **kwargs)
 
     return wrapper
 
@@ -87,15 +105,16 @@ def _request_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _require(request: Any, scopes: frozenset[str]) -> None:
     # Done by the middleware already, unless a decorator without ``wraps`` hid the view from it.
     request.everifin.ensure_token(scopes)
-    _keep_out_of_the_cache(request)
+    mark_as_bank_data(request)
 
 
-class _NeverCached:
+class BankDataRequest:
     """
-    Keeps Django's ``cache_page`` from storing the response of a decorated view.
+    A request for bank data: its response is private, and Django's ``cache_page`` does not store it.
 
-    Below this decorator it would see neither the header set here nor ``Vary: Cookie``, and would
-    show one user's accounts to the next. It asks this attribute of the request, which it also sets.
+    ``cache_page`` around or below the decorated view asks an attribute of the request, which it
+    also sets; below the view it would see neither ``Cache-Control`` nor ``Vary: Cookie``, and would
+    show one user's accounts to the next.
     """
 
     @property
@@ -108,19 +127,20 @@ class _NeverCached:
 
 
 @cache
-def _never_cached(kind: Hashable) -> Any:
+def _bank_data_kind(kind: Hashable) -> Any:
     base: Any = kind
-    return type(base.__name__, (_NeverCached, base), {"__module__": base.__module__})
+    return type(base.__name__, (BankDataRequest, base), {"__module__": base.__module__})
 
 
-def _keep_out_of_the_cache(request: Any) -> None:
-    if not isinstance(request, _NeverCached):
+def mark_as_bank_data(request: Any) -> None:
+    """Make *request*, which may be REST framework's, a BankDataRequest."""
+    request = getattr(request, "_request", request)
+    if not isinstance(request, BankDataRequest):
         kind: Any = type(request)
-        request.__class__ = _never_cached(kind)
+        request.__class__ = _bank_data_kind(kind)
 
 
-def _keep_private(response: R) -> R:
-    """Bank data is ``private, no-store`` unless the view sets the header itself."""
-    if isinstance(response, HttpResponseBase) and not response.has_header("Cache-Control"):
+def keep_private(response: HttpResponseBase) -> None:
+    """Make a response ``private, no-store`` unless the view has set Cache-Control itself."""
+    if not response.has_header("Cache-Control"):
         patch_cache_control(response, private=True, no_store=True)
-    return response

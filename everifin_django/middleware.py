@@ -19,7 +19,7 @@ from django.utils.functional import SimpleLazyObject, empty
 
 from everifin_django.bank.end_user import is_public, read_ip, sendable_user_agent
 from everifin_django.conf import conf, is_plain_loopback
-from everifin_django.decorators import required_scopes
+from everifin_django.decorators import BankDataRequest, keep_private, required_scopes
 from everifin_django.exceptions import EverifinError
 from everifin_django.models import LOGIN_SESSION_KEY
 
@@ -60,12 +60,16 @@ class EverifinMiddleware:
         if self.is_async:
             return self._acall(request)
         response = self.get_response(request)
+        if isinstance(request, BankDataRequest):
+            keep_private(response)
         if _has_changed(request):
             _follow(request, response)
         return _stop_circle(request, response)
 
     async def _acall(self, request: HttpRequest) -> Any:
         response = await self.get_response(request)
+        if isinstance(request, BankDataRequest):
+            keep_private(response)
         if _has_changed(request):
             await sync_to_async(_follow)(request, response)
         if _leads_to_our_login(response):

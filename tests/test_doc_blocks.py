@@ -232,6 +232,8 @@ class Played:
             for name, one in namespace.items()
             if getattr(one, "__module__", None) == "page" and not name.startswith("_")
         }
+        for name in self.mount(namespace.get("api")):
+            del defined[name]
         views = {name: view for name, one in defined.items() if (view := as_view(one))}
         for name, view in views.items():
             given = {key: self.given[key] for key in parameters(view) if key in self.given}
@@ -245,6 +247,18 @@ class Played:
                 # A receiver of payment_finished gets the row.
                 given = {**self.given, **({"payment": Payment()} if "sender" in names else {})}
                 one(**{key: given[key] for key in names})
+
+    def mount(self, api: Any) -> list[str]:
+        """Call the operations of Django Ninja by HTTP, and return their names."""
+        if api is None:
+            return []
+        self.urlpatterns.append(path("ninja/", api.urls))
+        clear_url_caches()
+        operations = api.get_openapi_schema(path_prefix="/ninja/")["paths"]
+        for url in operations:
+            self.visit(url)
+        described = [one for methods in operations.values() for one in methods.values()]
+        return [str(one["operationId"]).removeprefix("page_") for one in described]
 
     def visit(self, url: str) -> None:
         """By GET and POST, twice, with an outage in between."""

@@ -99,45 +99,52 @@ def _once_more(request: HttpRequest) -> Action | None:
     return Action(_("Try again"), request.get_full_path()) if is_repeatable else None
 
 
-def answer_for(request: HttpRequest, error: Exception) -> HttpResponse | None:
+def answer_for(
+    request: HttpRequest, error: Exception, *, as_page: bool | None = None
+) -> HttpResponse | None:
     """
     Return the answer to a request that *error* ended, or None if it is a matter for the site's
-    developer.
+    developer. A page or problem+json: by *as_page*, else as the request wants it.
 
     The user has to act: 302 to the connect page, problem+json (401 if nobody is logged in, else
     403), or HX-Redirect. Everifin or the operator has to: 503 with Retry-After; the user is not
     asked to connect again. A payment may have been made or not: 502, and nothing that leads to
     paying again.
     """
+    as_page = wants_page(request) if as_page is None else as_page
     if isinstance(error, TokenMissingError | ConsentExpiredError | ScopeMissingError):
         if never_requested := _scopes_never_requested(error):
-            return _misconfigured(request, never_requested)
-        return _ask_to_connect(request, error)
+            return _misconfigured(request, never_requested, as_page=as_page)
+        return _ask_to_connect(request, error, as_page=as_page)
     if isinstance(error, UnavailableError | TokenUnreadableError):
         if isinstance(error, TokenUnreadableError):
             logger.error("A stored token cannot be read: %s", error)
-        return unavailable(request, getattr(error, "retry_after_seconds", None))
+        return unavailable(request, getattr(error, "retry_after_seconds", None), as_page=as_page)
     if isinstance(error, PaymentUncertainError):
         logger.error("A payment may have been made or not: %s", error)
-        return _payment_uncertain(request)
+        return _payment_uncertain(request, as_page=as_page)
     return None
 
 
-def _payment_uncertain(request: HttpRequest) -> HttpResponse:
-    if wants_page(request):
+def _payment_uncertain(request: HttpRequest, *, as_page: bool) -> HttpResponse:
+    if as_page:
         return error_page(request, PAYMENT_UNCERTAIN, status=502)
     return problem(502, "payment-uncertain", str(NOTICES[PAYMENT_UNCERTAIN].title))
 
 
 def unavailable(
-    request: HttpRequest, retry_after_seconds: float | None, *, action: Action | None = None
+    request: HttpRequest,
+    retry_after_seconds: float | None,
+    *,
+    action: Action | None = None,
+    as_page: bool | None = None,
 ) -> HttpResponse:
     """
     Return 503 with Retry-After, as a page or as problem+json. The page leads to *action*, or to
     itself once more.
     """
     response: HttpResponse
-    if wants_page(request):
+    if wants_page(request) if as_page is None else as_page:
         response = error_page(
             request, UNAVAILABLE, status=503, action=action or _once_more(request)
         )
@@ -189,15 +196,16 @@ def _is_htmx(request: HttpRequest) -> bool:
     return request.headers.get("HX-Request") == "true"
 
 
-def _ask_to_connect(request: HttpRequest, error: EverifinError) -> HttpResponse:
-    url, notice = _page_to_connect(request), _notice_of(error)
+def _ask_to_connect(request: HttpRequest, error: EverifinError, *, as_page: bool) -> HttpResponse:
+    notice = _notice_of(error)
     if notice:
         security_logger.info("User %s is asked to connect again: %s.", request.user.pk, notice)
     is_htmx = _is_htmx(request)
-    if not is_htmx and not wants_page(request):
-        return _problem_to_mend(request, notice, request.build_absolute_uri(url))
+    if not is_htmx and not as_page:
+        return _problem_to_mend(request, notice)
     if notice:
         request.session[NOTICE_SESSION_KEY] = notice
+    url = _page_to_connect(request)
     response = HttpResponse(headers={"HX-Redirect": url}) if is_htmx else HttpResponseRedirect(url)
     add_never_cache_headers(response)
     return response
@@ -208,20 +216,21 @@ def _scopes_never_requested(error: EverifinError) -> frozenset[str]:
     return missing - set(conf.scopes.split())
 
 
-def _misconfigured(request: HttpRequest, scopes: frozenset[str]) -> HttpResponse:
+def _misconfigured(request: HttpRequest, scopes: frozenset[str], *, as_page: bool) -> HttpResponse:
     """Connecting again would not help: the user would go in circles."""
     logger.error(
         "A view needs the scope %s, which EVERIFIN_SCOPES does not ask for: connecting again "
         "will not help.",
         " ".join(sorted(scopes)),
     )
-    if wants_page(request):
+    if as_page:
         return error_page(request, MISCONFIGURED, status=500)
     return problem(500, "misconfigured", str(NOTICES[MISCONFIGURED].title))
 
 
-def _problem_to_mend(request: HttpRequest, notice: str, url: str) -> HttpResponse:
+def _problem_to_mend(request: HttpRequest, notice: str) -> HttpResponse:
     """Return 401 to a stranger, and 403 to a user who has to connect."""
+    url = request.build_absolute_uri(_connect_or_login_page(request))
     if not request.user.is_authenticated:
         response = problem(401, "login-required", _("Log in first."), login_url=url)
         # RFC 9110, section 15.5.2, wants a challenge, and no scheme for sessions is registered.
