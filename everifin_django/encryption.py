@@ -52,7 +52,7 @@ NONCE_BYTES = 12
 TAG_BYTES = 16
 KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
-TokenKind = Literal["access", "refresh", "id", "session_keys", "payment", "step"]
+TokenKind = Literal["access", "refresh", "id", "session_keys", "payment", "step", "flow"]
 """
 What a sealed string is for. Frozen: a changed word makes every stored token of that kind
 unreadable.

@@ -884,6 +884,31 @@ class Payment(models.Model):
         return self.state == self.State.PAID
 
 
+class LoginFlow(models.Model):
+    """
+    A login or connection that was begun, found by the hash of its state. What it holds is encrypted
+    and only serves the browser that has its cookie. Deleted after two hours.
+    """
+
+    digest = models.CharField(max_length=64, primary_key=True)
+    flow_ciphertext = models.TextField(editable=False)
+    started_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        verbose_name = _("login under way")
+        verbose_name_plural = _("logins under way")
+
+    def __str__(self) -> str:
+        return str(self.started_at)
+
+    def encryption_context(self, kind: TokenKind) -> EncryptionContext:
+        return EncryptionContext(connection_id=self.digest, user_pk="", kind=kind)
+
+    def open(self) -> Secret:
+        """Return the decrypted flow. Errors: UnknownKeyError, TamperedError, MalformedError."""
+        return open_sealed(self.flow_ciphertext, self.encryption_context("flow"))
+
+
 class SpentState(models.Model):
     """
     The hash of a login state that was used, or of a logout token's id. Inserting it a second time

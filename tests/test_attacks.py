@@ -26,11 +26,12 @@ from jwt.algorithms import RSAAlgorithm
 
 from everifin_django.connections import everifin_for
 from everifin_django.exceptions import TokenUnreadableError
-from everifin_django.models import BankToken
+from everifin_django.models import BankToken, LoginFlow
 from everifin_django.oauth import jwks
 from everifin_django.oauth.jwks import clear_signing_keys
 from everifin_django.testing.fake import redirect_target
 from tests.oauth import signed
+from tests.support.flows import change_flows
 
 LOGIN = "/everifin/login/"
 CONNECT = "/everifin/connect/"
@@ -104,10 +105,7 @@ ELSEWHERE = [
 def test_a1_no_door_leads_elsewhere(everifin, browser, url):
     """The other spellings are in test_flows."""
     begun = browser.post(CONNECT, {"next": url})
-    session = browser.session
-    for flow in session["everifin_flows"].values():
-        flow["next_url"] = url
-    session.save()
+    change_flows(next_url=url)
     back = everifin.authorize(redirect_target(begun))
     for response in (
         browser.get(back, query_params={**query(back), "next": url}),
@@ -141,29 +139,27 @@ def test_a2_a_forwarded_host_that_django_was_told_to_believe_must_be_allowed(cli
 
 
 @pytest.mark.parametrize("is_spent", [True, False])
-def test_a6_after_a_logout_a_state_is_dead(everifin, browser, user, is_spent):
+def test_a6_after_a_logout_a_state_serves_nobody_else_and_once(everifin, browser, user, is_spent):
     back = everifin.authorize(redirect_target(browser.post(CONNECT)))
     old_browser = Client()
     old_browser.cookies = browser.cookies.copy()
     if is_spent:
         assert browser.get(back).status_code == 302
     browser.post(LOGOUT)
-    browser.force_login(user)
+    assert [one.get(back).status_code for one in (browser, old_browser)] == [400, 400]
+    browser.force_login(get_user_model().objects.create_user("eve"))
     assert browser.get(back).status_code == 400
-    assert old_browser.get(back).status_code == 400
     assert everifin.calls["token"] == is_spent
 
 
-def test_a6_an_old_session_put_back_after_a_logout_revives_no_spent_state(everifin, browser, user):
+def test_a6_an_old_flow_put_back_after_a_logout_revives_no_spent_state(everifin, browser, user):
     back = everifin.authorize(redirect_target(browser.post(CONNECT)))
-    flows = browser.session["everifin_flows"]
+    flow = LoginFlow.objects.get()
     browser.get(back)
     browser.post(LOGOUT)
     browser.force_login(user)
-    session = browser.session
-    session["everifin_flows"] = flows
-    session.save()
-    assert browser.get(back).status_code == 400
+    flow.save()
+    assert browser.get(back)["Location"] == DEFAULT
     assert everifin.calls["token"] == 1
     assert BankToken.objects.get().status == "disconnected"
 

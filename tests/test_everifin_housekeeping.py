@@ -14,6 +14,7 @@ from django.utils import timezone
 from everifin_django.connections import bulk_disconnect, housekeeping
 from everifin_django.models import (
     BankToken,
+    LoginFlow,
     LoginSession,
     LogoutSeen,
     PendingRevocation,
@@ -21,6 +22,7 @@ from everifin_django.models import (
 )
 from everifin_django.testing.factories import (
     BankTokenFactory,
+    LoginFlowFactory,
     LoginSessionFactory,
     LogoutSeenFactory,
     PendingRevocationFactory,
@@ -62,6 +64,7 @@ def test_it_does_everything_that_ages(everifin):
     bulk_disconnect.disable(BankToken.objects.filter(pk=stopped.pk), "admin")
     LoginSessionFactory(refresh_token="of another browser", check_after=long_ago)
     SpentStateFactory(spent_at=long_ago)
+    LoginFlowFactory(started_at=long_ago)
     LogoutSeenFactory(seen_at=long_ago)
     summary = (
         "tokens moved to the outbox after an incident: 1\n"
@@ -70,13 +73,14 @@ def test_it_does_everything_that_ages(everifin):
         "rows of ended connections deleted: 1\n"
         "logins whose sessions are over: 1\n"
         "used login states deleted: 1\n"
+        "logins that were begun long ago deleted: 1\n"
         "logouts seen deleted: 1\n"
         "grants ended at Everifin: 4\n"
         "left in the outbox: 0\n"
     )
     assert run() == (summary, 0)
     assert everifin.calls["logout"] == 4
-    for model in (LoginSession, SpentState, LogoutSeen, PendingRevocation):
+    for model in (LoginSession, LoginFlow, SpentState, LogoutSeen, PendingRevocation):
         assert not model._default_manager.exists()
     assert set(BankToken.objects.values_list("pk", "refresh_ciphertext")) == {
         (row.pk, "") for row in (stale, inactive, stopped)

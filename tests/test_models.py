@@ -15,6 +15,7 @@ from everifin_django.oauth.id_token import Identity
 from everifin_django.secret import Secret
 from everifin_django.testing.factories import (
     BankTokenFactory,
+    LoginFlowFactory,
     PendingRevocationFactory,
     SpentStateFactory,
     UserFactory,
@@ -159,6 +160,7 @@ def test_no_row_says_more_than_its_own_name():
     assert str(BankTokenFactory.build(user=UserFactory(), id="an-id")) == "an-id"
     assert str(PendingRevocation(connection_id="an-id", reason="logout")) == "an-id (logout)"
     assert "20" in str(SpentStateFactory())
+    assert "20" in str(LoginFlowFactory())
 
 
 def test_every_change_of_a_model_has_its_migration():

@@ -29,9 +29,10 @@ from django.views.debug import ExceptionReporter
 from everifin_django import signals
 from everifin_django.connections import everifin_for
 from everifin_django.http import client as http_client
-from everifin_django.models import BankToken, PendingRevocation, SpentState
+from everifin_django.models import BankToken, LoginFlow, PendingRevocation, SpentState
 from everifin_django.testing.fake import redirect_target
 from everifin_django.testing.sandbox import Sandbox
+from tests.support.flows import flows
 
 LOGIN = "/everifin/login/"
 LOGOUT = "/everifin/logout/"
@@ -137,7 +138,7 @@ class Walk:
 
     def log_in(self, *, expect: int = 302, failing: tuple[object, str] | None = None) -> None:
         start = self.client.post(LOGIN)
-        self.under_way.append(repr(dict(self.client.session["everifin_flows"])))
+        self.under_way.append(repr(flows()[-1]))
         back = self.everifin.authorize(redirect_target(start), "canary")
         with self.patch.context() as patch:
             if failing is not None:
@@ -147,8 +148,8 @@ class Walk:
         self.responses += [start, response]
 
     def fail_to_log_in(self) -> None:
-        """At each step: the session saved, the state burned, code sent, answer read, believed."""
-        self.log_in(expect=500, failing=(Session, "save"))
+        """At each step: the flow read, the state burned, code sent, answer read, believed."""
+        self.log_in(expect=500, failing=(LoginFlow, "open"))
         self.log_in(expect=500, failing=(SpentState, "save_base"))
         self.log_in(expect=503, failing=(requests.Session, "send"))
         self.log_in(expect=500, failing=(BankToken, "sealed"))

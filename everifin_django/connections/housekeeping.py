@@ -28,7 +28,14 @@ from everifin_django.connections import (
     revocation,
 )
 from everifin_django.connections.ends import ON_PURPOSE
-from everifin_django.models import BankToken, LogoutSeen, PendingRevocation, SpentState, primary
+from everifin_django.models import (
+    BankToken,
+    LoginFlow,
+    LogoutSeen,
+    PendingRevocation,
+    SpentState,
+    primary,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +48,10 @@ PAGE_SIZE = 500
 
 
 def by_chance() -> None:
-    """Do one of three, so that nothing grows without cron. One query, if nothing is due."""
+    """Do one of four, so that nothing grows without cron. One query, if nothing is due."""
     tasks: tuple[Callable[[], Any], ...] = (
         delete_old_states,
+        delete_old_flows,
         delete_old_logouts,
         lambda: login_sessions.sweep(A_FEW),
     )
@@ -85,6 +93,10 @@ def run_all(*, concurrency: int, max_seconds: float) -> Iterator[Done]:
 
 def delete_old_states() -> int:
     return _delete_before(SpentState, "spent_at", SPENT_STATES_KEPT)
+
+
+def delete_old_flows() -> int:
+    return _delete_before(LoginFlow, "started_at", SPENT_STATES_KEPT)
 
 
 def delete_old_logouts() -> int:
@@ -186,5 +198,6 @@ TASKS: Mapping[str, Callable[[], int]] = {
     "rows of ended connections deleted": delete_disconnected,
     "logins whose sessions are over": sweep_logins,
     "used login states deleted": delete_old_states,
+    "logins that were begun long ago deleted": delete_old_flows,
     "logouts seen deleted": delete_old_logouts,
 }

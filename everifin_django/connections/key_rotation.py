@@ -25,9 +25,11 @@ from everifin_django.encryption import (
     seal,
 )
 from everifin_django.exceptions import TokenUnreadableError
-from everifin_django.models import BankToken, LoginSession, Payment, PendingRevocation
+from everifin_django.models import BankToken, LoginFlow, LoginSession, Payment, PendingRevocation
 
-Sealed = type[BankToken] | type[PendingRevocation] | type[LoginSession] | type[Payment]
+Sealed = (
+    type[BankToken] | type[PendingRevocation] | type[LoginSession] | type[LoginFlow] | type[Payment]
+)
 
 COLUMNS: tuple[tuple[Sealed, TokenKind], ...] = (
     (BankToken, "access"),
@@ -37,6 +39,7 @@ COLUMNS: tuple[tuple[Sealed, TokenKind], ...] = (
     (LoginSession, "refresh"),
     (LoginSession, "id"),
     (LoginSession, "session_keys"),
+    (LoginFlow, "flow"),
     (Payment, "payment"),
     (Payment, "step"),
 )

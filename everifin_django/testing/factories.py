@@ -22,6 +22,7 @@ from everifin_django.encryption import EncryptionContext, TokenKind, active_key,
 from everifin_django.models import (
     OFFLINE_ACCESS,
     BankToken,
+    LoginFlow,
     LoginLink,
     LoginSession,
     LogoutSeen,
@@ -34,6 +35,7 @@ from everifin_django.secret import Secret
 
 __all__ = [
     "BankTokenFactory",
+    "LoginFlowFactory",
     "LoginLinkFactory",
     "LoginSessionFactory",
     "LogoutSeenFactory",
@@ -170,6 +172,17 @@ class SpentStateFactory(factory.django.DjangoModelFactory):
         model = SpentState
 
     digest = factory.Sequence(lambda number: f"{number:064x}")
+
+
+class LoginFlowFactory(factory.django.DjangoModelFactory):
+    """A login under way that no browser has begun."""
+
+    class Meta:
+        model = LoginFlow
+
+    digest = factory.Sequence(lambda number: f"{number:064x}")
+    flow_ciphertext = factory.LazyAttribute(lambda row: _sealed("{}", row.digest, "", "flow"))
+    started_at = factory.LazyFunction(timezone.now)
 
 
 class LoginSessionFactory(factory.django.DjangoModelFactory):

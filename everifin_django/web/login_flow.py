@@ -1,16 +1,20 @@
 """
-A login or connection in progress, as the visitor's session stores it.
+A login or connection in progress, as this site and the visitor's browser remember it.
 
-A flow is begun by a POST, lives for EVERIFIN_LOGIN_LIFETIME_SECONDS in this very session, and ends
-with the first answer that names its state: the state is consumed by inserting its hash, so of two
-answers at once only one goes on.
+A flow is begun by a POST. It is a row of its own, encrypted and found by the hash of its state, and
+serves the browser alone that has its cookie: whatever becomes of the Django session meanwhile, and
+however many begin at once, the answer finds it. Its state is consumed by inserting its hash, so of
+two answers at once only one goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import secrets
 import time
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,20 +26,28 @@ from django.contrib import auth
 from django.contrib.sessions.backends.base import UpdateError
 from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, router, transaction
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import resolve_url
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from everifin_django.conf import conf
-from everifin_django.exceptions import LoginError
-from everifin_django.models import DatabaseNow, SpentState
+from everifin_django.encryption import active_key, seal
+from everifin_django.exceptions import KeysUnavailableError, LoginError, TokenUnreadableError
+from everifin_django.models import DatabaseNow, LoginFlow, SpentState
 from everifin_django.secret import Secret
 
-SESSION_KEY = "everifin_flows"
-FINISHED_SESSION_KEY = "everifin_finished_flows"
+COOKIE_PREFIX = "everifin_flow_"
+COOKIE_SECONDS = 2 * 3600
+"""As long as the row is kept: longer than any login may take."""
+
 MAX_FLOWS = 10
-MAX_NEXT_LENGTH = 2000
+MAX_NEXT_LENGTH = 8000
+"""Common servers take no longer URL, so nobody has come from one."""
+
+JUDGED_LENGTH = 2000
+"""Where a URL leads is decided by its beginning. Django's check takes at most 2048 characters."""
 
 
 class FlowKind(StrEnum):
@@ -52,8 +64,10 @@ class Flow:
     issuer: str
     redirect_uri: str
     next_url: str
+    host: str
     nonce: str = field(repr=False)
     code_verifier: str | None = field(repr=False)
+    browser_digest: str = field(default="", repr=False)
     started: float = field(default_factory=time.time)
     state_digest: str = ""
 
@@ -65,65 +79,86 @@ class Flow:
     def verifier(self) -> Secret | None:
         return None if self.code_verifier is None else Secret(self.code_verifier)
 
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A flow that has had its answer."""
-
-    kind: str
-    user_pk: str
-    next_url: str
+    @property
+    def is_too_old(self) -> bool:
+        return time.time() - self.started > conf.login_lifetime_seconds
 
 
-def begin(request: HttpRequest, state: str, flow: Flow) -> None:
+def begin(request: HttpRequest, response: HttpResponse, state: str, flow: Flow) -> None:
     """
-    Store *flow* in the session under *state*, and remove the oldest if there are more than ten.
+    Store *flow* under *state*, and bind it to the browser by a cookie of its own. One INSERT. A
+    browser keeps ten, the newest.
     """
-    flows = dict(request.session.get(SESSION_KEY, {}))
-    while len(flows) >= MAX_FLOWS:
-        del flows[min(flows, key=lambda one: flows[one]["started"])]
-    request.session[SESSION_KEY] = {**flows, state: asdict(flow)}
+    digest = digest_of(state)
+    browser = f"{time.time_ns()}-{secrets.token_urlsafe(32)}"
+    row = LoginFlow(digest=digest, started_at=timezone.now())
+    _write(row, replace(flow, browser_digest=digest_of(browser), state_digest=digest))
+    row.save(force_insert=True, using=alias())
+    response.set_cookie(
+        cookie_name(digest),
+        browser,
+        max_age=COOKIE_SECONDS,
+        secure=settings.SESSION_COOKIE_SECURE,
+        httponly=True,
+        samesite="Lax",
+        **_cookie_scope(),
+    )
+    for name in _oldest_cookies(request):
+        response.delete_cookie(name, **_cookie_scope(), samesite="Lax")
 
 
-def finish(request: HttpRequest, state: Secret) -> Flow:
+def find(state: Secret) -> Flow | None:
     """
-    Return the flow that *state* names, which no other request will get.
-
-    Two short statements and the session saved, before anything is sent. Errors: LoginError if the
-    state is not of this session, too old, or spent.
+    Return the flow that was begun with *state*, by whatever browser; None if there is none, or none
+    that can be read. One query. Errors: KeysUnavailableError.
     """
-    flow = _take_out(request, state)
-    _remember_finished(request, state, flow)
+    digest = digest_of(state.reveal())
+    row = LoginFlow.objects.using(alias()).filter(digest=digest).first()
     try:
-        request.session.save()
-    except UpdateError:
-        # A logout in another tab has just ended the session, and this flow with it.
-        raise LoginError("session_ended") from None
-    # Saved once more at the end of the request, it would overwrite what another tab has changed.
-    request.session.modified = _has_new_key(request)
-    if not consume_once(state.reveal()):
-        raise LoginError("state_spent")
-    if time.time() - flow.started > conf.login_lifetime_seconds:
-        raise LoginError("state_expired")
-    if flow.issuer != conf.issuer:
-        raise LoginError("issuer_changed")
-    return replace(flow, state_digest=digest_of(state.reveal()))
+        return None if row is None else _read(row)
+    except KeysUnavailableError:
+        raise
+    except TokenUnreadableError:
+        return None
 
 
-def finished(request: HttpRequest, state: Secret) -> Finished | None:
-    """Return what is left of a flow that this session has finished before, None without one."""
-    left = request.session.get(FINISHED_SESSION_KEY, {}).get(digest_of(state.reveal()))
-    return None if left is None else Finished(*left)
+def is_of_this_browser(request: HttpRequest, flow: Flow) -> bool:
+    given = Secret(digest_of(request.COOKIES.get(cookie_name(flow.state_digest), "")))
+    return given == Secret(flow.browser_digest)
 
 
-def _remember_finished(request: HttpRequest, state: Secret, flow: Flow) -> None:
-    """A second answer to the same flow leads where the first one did. No secret is left."""
-    left = dict(request.session.get(FINISHED_SESSION_KEY, {}))
-    while len(left) >= MAX_FLOWS:
-        del left[next(iter(left))]
-    left[digest_of(state.reveal())] = [flow.kind, flow.user_pk, flow.next_url]
-    request.session[FINISHED_SESSION_KEY] = left
-    request.session.modified = False  # saved by the caller
+def erase_secrets(flow: Flow) -> None:
+    """Keep of a flow that has had its answer only where it led. One statement."""
+    row = LoginFlow(digest=flow.state_digest)
+    _write(row, replace(flow, nonce="", code_verifier=None))
+    rows = LoginFlow.objects.using(alias()).filter(digest=flow.state_digest)
+    rows.update(flow_ciphertext=row.flow_ciphertext)
+
+
+def cookie_name(state_digest: str) -> str:
+    return COOKIE_PREFIX + state_digest[:12]
+
+
+def _oldest_cookies(request: HttpRequest) -> list[str]:
+    names = [name for name in request.COOKIES if name.startswith(COOKIE_PREFIX)]
+    names.sort(key=lambda name: request.COOKIES[name].partition("-")[0])
+    return names[: max(0, len(names) - MAX_FLOWS + 1)]
+
+
+def _cookie_scope() -> dict[str, Any]:
+    """Where the session cookie is sent, this one is needed."""
+    return {"domain": settings.SESSION_COOKIE_DOMAIN, "path": settings.SESSION_COOKIE_PATH}
+
+
+def _write(row: LoginFlow, flow: Flow) -> None:
+    text = Secret(json.dumps(asdict(flow)))
+    row.flow_ciphertext = seal(text, row.encryption_context("flow"), active_key())
+
+
+def _read(row: LoginFlow) -> Flow:
+    # What holds verifiers in clear text stays in this frame, where nothing else can fail.
+    record = json.loads(row.open().reveal())
+    return Flow(**{**record, "kind": FlowKind(record["kind"])})
 
 
 def consume_once(text: str) -> bool:
@@ -163,12 +198,36 @@ def reread_session(request: HttpRequest) -> None:
     user was deactivated.
     """
     user_pk = request.session.get(auth.SESSION_KEY)
+    if request.session.modified:
+        _save_session(request)
     request.session = type(request.session)(request.session.session_key)
     request.session.modified = _has_new_key(request)
-    if request.session.get(auth.SESSION_KEY) != user_pk:
-        raise LoginError("user_changed")
+    if (now := request.session.get(auth.SESSION_KEY)) != user_pk:
+        raise LoginError("user_changed" if now else "logged_out")
     if not _is_still_here(request.user):
         raise LoginError("user_inactive")
+
+
+def leave_session_alone(request: HttpRequest) -> None:
+    """
+    Keep the session's cookie out of the response, unless somebody has changed the session: by now
+    it may be that of another session, which an answer in another tab has begun.
+    """
+    session = request.session
+    if session.modified and not session.is_empty():
+        return
+    request.session = type(session)()
+    request.COOKIES.pop(settings.SESSION_COOKIE_NAME, None)
+    if settings.CSRF_USE_SESSIONS:
+        request.META.pop("CSRF_COOKIE_NEEDS_UPDATE", None)
+
+
+def _save_session(request: HttpRequest) -> None:
+    """As with a rotated SECRET_KEY, by which Django has just changed it."""
+    try:
+        request.session.save()
+    except UpdateError:
+        raise LoginError("logged_out") from None
 
 
 def _has_new_key(request: HttpRequest) -> bool:
@@ -214,9 +273,18 @@ def safe_next(request: HttpRequest, url: Any) -> str:
     hosts, is_secure = {request.get_host()}, request.is_secure()
     is_safe = all(
         url_has_allowed_host_and_scheme(reading, hosts, require_https=is_secure)
-        for reading in (url, unicodedata.normalize("NFKC", unquote(url)))
+        for reading in _readings(url)
     )
     return url if is_safe else ""
+
+
+def _readings(url: str) -> Iterator[str]:
+    """The beginning of *url* as it is written and as others may read it."""
+    for reading in (url, unicodedata.normalize("NFKC", unquote(url))):
+        yield reading[:JUDGED_LENGTH]
+        if len(reading) > JUDGED_LENGTH:
+            # Browsers leave control characters out, so that they could push a host out of sight.
+            yield "".join(filter(str.isprintable, reading))[:JUDGED_LENGTH]
 
 
 def next_or_default(request: HttpRequest, url: Any) -> str:
@@ -231,15 +299,3 @@ def _is_still_here(user: Any) -> bool:
     users: Any = model._base_manager.using(router.db_for_write(model))
     now = users.filter(pk=user.pk).first()
     return now is not None and bool(now.is_active)
-
-
-def _take_out(request: HttpRequest, state: Secret) -> Flow:
-    # What holds verifiers in clear text stays in this frame, where nothing else can fail.
-    flows = dict(request.session.get(SESSION_KEY, {}))
-    record = flows.pop(state.reveal(), None)
-    if record is None:
-        raise LoginError("state_unknown")
-    request.session[SESSION_KEY] = flows
-    # Saved at once by the caller.
-    request.session.modified = False
-    return Flow(**{**record, "kind": FlowKind(record["kind"])})

@@ -32,6 +32,11 @@ MISCONFIGURED = "misconfigured"
 LOGIN_NOT_ALLOWED = "login_not_allowed"
 OTHER_IDENTITY = "other_identity"
 NOT_TRUSTED = "not_trusted"
+SPENT = "spent"
+LOGGED_OUT = "logged_out"
+OTHER_USER = "other_user"
+OTHER_HOST = "other_host"
+BEGIN_AGAIN = "begin_again"
 FAILED = "failed"
 PAYMENT_UNCERTAIN = "payment_uncertain"
 
@@ -43,8 +48,8 @@ NOTICES: Mapping[str, Notice] = {
     EXPIRED: Notice(
         _("That took too long"),
         _(
-            "For your safety this step has to be finished within a short time and only once. "
-            "Please start again."
+            "For your safety this step has to be finished within a short time. Nothing has "
+            "changed. Please start again."
         ),
     ),
     TAKEN: Notice(
@@ -103,10 +108,30 @@ NOTICES: Mapping[str, Notice] = {
     ),
     NOT_TRUSTED: Notice(
         _("This link cannot be used"),
+        _("It is not from a login that you have just begun in this browser. Nothing has changed."),
+    ),
+    SPENT: Notice(
+        _("This was used before"),
+        _("What Everifin sends you back with serves only once. You can start again."),
+    ),
+    LOGGED_OUT: Notice(
+        _("You were logged out in the meantime"),
+        _("So Everifin was not connected. Log in, then connect it again."),
+    ),
+    OTHER_USER: Notice(
+        _("Another user is logged in by now"),
+        _("Everifin is connected only for the user who began. Nothing has changed."),
+    ),
+    OTHER_HOST: Notice(
+        _("You came back to another address of this site"),
         _(
-            "It is not from a login that you began in this browser, or was used before. Nothing "
-            "has changed."
+            "You began at one address of this site and came back to this one, which does not know "
+            "you from there. Nothing has changed. Please start again here."
         ),
+    ),
+    BEGIN_AGAIN: Notice(
+        _("Everifin asks you to start again"),
+        _("Its page was open for too long, or you have signed in there in another tab."),
     ),
     PAYMENT_UNCERTAIN: Notice(
         _("We do not know whether your payment was made"),
@@ -120,6 +145,10 @@ NOTICES: Mapping[str, Notice] = {
 
 BY_REASON: Mapping[str, str] = {
     "state_expired": EXPIRED,
+    "state_spent": SPENT,
+    "other_host": OTHER_HOST,
+    "logged_out": LOGGED_OUT,
+    "user_changed": OTHER_USER,
     "user_inactive": INACTIVE,
     "no_user": NO_USER,
     "refused": REFUSED,
@@ -127,6 +156,9 @@ BY_REASON: Mapping[str, str] = {
     "no_id_token": FAILED,
 }
 """Which words go with the reason of a LoginError, as far as its beginning does not say it."""
+AFTER_ERRORS = frozenset({CANCELLED, BEGIN_AGAIN, UNAVAILABLE, FAILED})
+"""What a start page may be told to say by its URL, after Everifin has answered with an error."""
+
 TOKEN_REASONS = ("token_", "id_token_")
 
 

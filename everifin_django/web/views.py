@@ -53,6 +53,7 @@ from everifin_django.secret import Secret
 from everifin_django.web import backchannel_logout, browser_session, login_flow, notices
 from everifin_django.web.login_flow import Flow, FlowKind
 from everifin_django.web.notices import Notice
+from everifin_django.web.outcomes import FlowState, LoggedIn, Step, outcome_of
 from everifin_django.web.responses import (
     NOTICE_SESSION_KEY,
     Action,
@@ -62,6 +63,7 @@ from everifin_django.web.responses import (
     unavailable,
 )
 
+logger = logging.getLogger(__name__)
 security_logger = logging.getLogger("everifin_django.security")
 
 LONGEST_PARAMETERS = {
@@ -80,10 +82,20 @@ Keycloak.
 
 NO_CODE = Secret("")
 NOTICE_OF_ERROR = {"access_denied": notices.CANCELLED, "invalid_scope": notices.FAILED}
-BEGIN_AGAIN = frozenset({"login_required", "interaction_required", "account_selection_required"})
+BEGIN_AGAIN = frozenset(
+    {
+        "login_required",
+        "interaction_required",
+        "consent_required",
+        "account_selection_required",
+    }
+)
 """Errors after which the person begins again. Source: OpenID Connect Core 1.0, 3.1.2.6."""
 KEYCLOAK_EXPIRED = ("temporarily_unavailable", "authentication_expired")
-"""A Keycloak says so when its own login page has expired. It is no outage."""
+"""
+A Keycloak says so when its own login page has expired, or the person has signed in in another tab.
+It is no outage. Source: Keycloak's OIDCLoginProtocol.translateError, which has no other of its own.
+"""
 NOTICE_OF_OUTAGE = ("temporarily_unavailable", "server_error")
 STATUSES_BY_REASON = {
     "identity_taken": 409,
@@ -121,7 +133,7 @@ class StartView(View):
         context = {
             "kind": self.kind,
             "next": login_flow.safe_next(request, request.GET.get("next", "")),
-            "notice": notices.NOTICES.get(request.session.pop(NOTICE_SESSION_KEY, "")),
+            "notice": _notice_to_show(request),
         }
         return render(request, "everifin_django/start.html", context)
 
@@ -134,11 +146,13 @@ class StartView(View):
             issuer=conf.issuer,
             redirect_uri=redirect_uri,
             next_url=login_flow.safe_next(request, request.POST.get("next", "")),
+            host=request.get_host(),
             nonce=begun.nonce,
             code_verifier=begun.code_verifier,
         )
-        login_flow.begin(request, begun.state, flow)
-        return leave_for(request, begun.url)
+        response = leave_for(request, begun.url)
+        login_flow.begin(request, response, begun.state, flow)
+        return response
 
 
 @auth_view
@@ -172,62 +186,106 @@ class ConnectView(StartView):
 class CallbackView(View):
     """
     Take a visitor back from Everifin. The answer is a redirect, or a page that says what went
-    wrong.
+    wrong: ``web.outcomes`` has the table.
     """
 
     http_method_names = ["get"]
+    flow: Flow | None = None
 
     def get(self, request: HttpRequest) -> HttpResponse:
         try:
-            response = self._handle_response(request, _parameters(request))
+            response = self._handle_response(request)
         except LoginError as error:
-            response = _stopped(request, error.reason, _told(error))
-            _leave_session_cookie(request)
+            response = self._not_believed(request, error)
         # Not no-referrer: a browser would send "Origin: null" with forms on the page.
         response["Referrer-Policy"] = "same-origin"
         return response
 
-    def _handle_response(self, request: HttpRequest, parameters: dict[str, Secret]) -> HttpResponse:
-        finished = login_flow.finished(request, parameters["state"])
-        if finished is not None:
-            return self._answered_before(request, finished)
-        flow = login_flow.finish(request, parameters["state"])
-        if "iss" not in parameters and conf.require_iss:
-            raise LoginError("issuer_missing")
-        if parameters.get("iss", Secret(conf.issuer)) != Secret(conf.issuer):
-            raise LoginError("issuer_foreign")
-        if flow.kind == FlowKind.LOGIN and request.user.is_authenticated:
-            # Another tab was quicker: nothing is left to do but to show the page.
-            return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
-        if "error" in parameters:
-            return self._refused_at_everifin(request, flow, parameters)
+    def _handle_response(self, request: HttpRequest) -> HttpResponse:
+        parameters = _parameters(request)
+        flow, state = self._find_flow(request, parameters["state"])
+        outcome = outcome_of(
+            None if flow is None else flow.kind,
+            state,
+            _who(request, flow),
+            is_error="error" in parameters,
+        )
+        if flow is None or outcome.step == Step.REFUSE:
+            return self._refused(request, outcome.reason, outcome.notice)
+        if outcome.step == Step.LEAD_ON:
+            return self._lead_on(request, flow)
+        _check_issuer(parameters, flow)
+        if outcome.step == Step.TELL:
+            return self._tell(request, flow, _notice_of(parameters))
         if parameters.get("code", NO_CODE) == NO_CODE:
             raise LoginError("code_missing")
-        if _user_pk(request) != flow.user_pk:
-            # A login is begun by nobody yet, a connection by the user it is for.
-            raise LoginError("user_changed")
         return self._exchange_code(request, flow, parameters["code"])
 
-    def _answered_before(self, request: HttpRequest, flow: login_flow.Finished) -> HttpResponse:
-        """The back button, a reload, a double click: on to the page that was asked for."""
-        is_login = flow.kind == FlowKind.LOGIN and request.user.is_authenticated
-        if not is_login and (not flow.user_pk or _user_pk(request) != flow.user_pk):
-            raise LoginError("state_spent")
+    def _find_flow(self, request: HttpRequest, state: Secret) -> tuple[Flow | None, FlowState]:
+        """The flow, whose state is spent from now on: no other request will take its answer."""
+        flow = login_flow.find(state)
+        if flow is None:
+            return None, FlowState.UNKNOWN
+        if not login_flow.is_of_this_browser(request, flow):
+            if flow.host == request.get_host():
+                return None, FlowState.UNKNOWN
+            self.flow = flow
+            return flow, FlowState.OTHER_HOST
+        self.flow = flow
+        if not login_flow.consume_once(state.reveal()):
+            return flow, FlowState.SPENT
+        login_flow.erase_secrets(flow)
+        return flow, FlowState.TOO_OLD if flow.is_too_old else FlowState.KNOWN
+
+    def _lead_on(self, request: HttpRequest, flow: Flow) -> HttpResponse:
+        """Another answer was quicker: nothing is left to do but to show the page."""
+        login_flow.leave_session_alone(request)
         return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
 
-    def _refused_at_everifin(
-        self, request: HttpRequest, flow: Flow, parameters: dict[str, Secret]
-    ) -> HttpResponse:
+    def _tell(self, request: HttpRequest, flow: Flow, notice: str) -> HttpResponse:
         """
         The visitor cancelled, or Everifin could not: back to the page with the button, with a
         sentence.
         """
-        notice = _notice_of(parameters)
         security_logger.info("A %s with Everifin ended there: %s.", flow.kind, notice)
-        return _start_again(request, flow, notice)
+        login_flow.leave_session_alone(request)
+        return HttpResponseRedirect(_start_page(flow, notice))
+
+    def _not_believed(self, request: HttpRequest, error: LoginError) -> HttpResponse:
+        flow = self.flow
+        if flow is not None and flow.kind == FlowKind.LOGIN and error.reason == "user_changed":
+            return self._lead_on(request, flow)
+        return self._refused(request, error.reason, _told(error))
+
+    def _refused(self, request: HttpRequest, reason: str, notice: str | Notice) -> HttpResponse:
+        security_logger.warning("A login or connection with Everifin was stopped: %s.", reason)
+        if reason == "other_host":
+            logger.error(
+                "A user began at another host of this site than the one that Everifin sends back "
+                "to. Lead visitors to the host of EVERIFIN_REDIRECT_URI first."
+            )
+        login_flow.leave_session_alone(request)
+        status = STATUSES_BY_REASON.get(reason, 400)
+        return error_page(request, notice, status=status, action=self._way_on(request, notice))
+
+    def _way_on(self, request: HttpRequest, notice: str | Notice) -> Action | None:
+        flow = self.flow
+        if notice == notices.INACTIVE:
+            return None
+        if notice in (notices.NO_USER, notices.LOGIN_NOT_ALLOWED):
+            return _to_login_page(request, flow.next_url if flow is not None else "")
+        if flow is None:
+            return start_again(request)
+        if notice == notices.LOGGED_OUT:
+            return _to_login_page(request, _start_page(flow))
+        return Action(_("Start again"), _start_page(flow))
 
     def _exchange_code(self, request: HttpRequest, flow: Flow, code: Secret) -> HttpResponse:
-        backend = _login_backend() if flow.kind == FlowKind.LOGIN else EverifinBackend()
+        backend = EverifinBackend()
+        if flow.kind == FlowKind.LOGIN:
+            backend = _login_backend()
+        else:
+            login_flow.reread_session(request)
         try:
             grant = backend.exchange_code(
                 code,
@@ -241,14 +299,14 @@ class CallbackView(View):
         try:
             user = self._store(request, flow, grant)
         except IdentityTakenError:
-            return _stopped(request, "identity_taken", notices.TAKEN)
+            return self._refused(request, "identity_taken", notices.TAKEN)
         except IdentityMismatchError:
-            return _stopped(request, "identity_mismatch", notices.OTHER_IDENTITY)
+            return self._refused(request, "identity_mismatch", notices.OTHER_IDENTITY)
         if flow.kind == FlowKind.LOGIN:
             auth.login(request, user)
             if not browser_session.begin(request, grant, flow.state_digest):
                 auth.logout(request)
-                return _stopped(request, "logged_out_meanwhile", notices.NOT_TRUSTED)
+                raise LoginError("logged_out_meanwhile")
         return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
 
     def _store(self, request: HttpRequest, flow: Flow, grant: Grant) -> Any:
@@ -270,15 +328,15 @@ class CallbackView(View):
         return request.user
 
     def _not_exchanged(self, request: HttpRequest, flow: Flow, error: APIError) -> HttpResponse:
-        login_flow.reread_session(request)
         if isinstance(error, UnavailableError):
             security_logger.info(
                 "A %s with Everifin was not finished: %s.", flow.kind, notices.UNAVAILABLE
             )
+            login_flow.leave_session_alone(request)
             again = Action(_("Start again"), _start_page(flow))
             return unavailable(request, error.retry_after_seconds, action=again)
         security_logger.error("Everifin refused the login code: %s.", error.code)
-        return _start_again(request, flow, notices.FAILED)
+        return self._tell(request, flow, notices.FAILED)
 
 
 @auth_view
@@ -441,43 +499,44 @@ def _logout_page(ended: logout.Ended | None) -> str | None:
     return endpoints.logout_page(ended.id_token)
 
 
-def _start_again(request: HttpRequest, flow: Flow, notice: str) -> HttpResponse:
-    request.session[NOTICE_SESSION_KEY] = notice
-    return HttpResponseRedirect(_start_page(flow))
+def _start_page(flow: Flow, notice: str = "") -> str:
+    query = {"next": flow.next_url, "notice": notice}
+    given = urlencode({name: value for name, value in query.items() if value})
+    return reverse(f"everifin_django:{flow.kind}") + (f"?{given}" if given else "")
 
 
-def _start_page(flow: Flow) -> str:
-    query = f"?{urlencode({'next': flow.next_url})}" if flow.next_url else ""
-    return reverse(f"everifin_django:{flow.kind}") + query
+def _to_login_page(request: HttpRequest, next_url: str) -> Action:
+    page = redirect_to_login(next_url).url if next_url else resolve_url(settings.LOGIN_URL)
+    return Action(pgettext("button", "Log in"), page)
+
+
+def _notice_to_show(request: HttpRequest) -> Notice | None:
+    """What a start page says first: what a page left in the session, or an error of Everifin's."""
+    left = request.session.pop(NOTICE_SESSION_KEY, "")
+    asked_for = request.GET.get("notice", "")
+    return notices.NOTICES.get(left or (asked_for if asked_for in notices.AFTER_ERRORS else ""))
+
+
+def _who(request: HttpRequest, flow: Flow | None) -> LoggedIn:
+    user_pk = _user_pk(request)
+    if not user_pk:
+        return LoggedIn.NOBODY
+    return LoggedIn.SAME if flow is not None and flow.user_pk == user_pk else LoggedIn.ANOTHER
+
+
+def _check_issuer(parameters: dict[str, Secret], flow: Flow) -> None:
+    if "iss" not in parameters and conf.require_iss:
+        raise LoginError("issuer_missing")
+    if parameters.get("iss", Secret(conf.issuer)) != Secret(conf.issuer):
+        raise LoginError("issuer_foreign")
+    if flow.issuer != conf.issuer:
+        raise LoginError("issuer_changed")
 
 
 def _notice_of(parameters: dict[str, Secret]) -> str:
     error = parameters["error"].reveal()
     described = parameters.get("error_description", NO_CODE).reveal()
     if error in BEGIN_AGAIN or (error, described) == KEYCLOAK_EXPIRED:
-        return notices.EXPIRED
+        return notices.BEGIN_AGAIN
     outage = notices.UNAVAILABLE if error in NOTICE_OF_OUTAGE else notices.FAILED
     return NOTICE_OF_ERROR.get(error, outage)
-
-
-def _leave_session_cookie(request: HttpRequest) -> None:
-    """
-    Keep Django from deleting the cookie of a session that is gone: by now it may be that of another
-    session, which an answer in another tab has begun.
-    """
-    if request.session.is_empty():
-        request.COOKIES.pop(settings.SESSION_COOKIE_NAME, None)
-
-
-def _stopped(request: HttpRequest, reason: str, notice: str | Notice) -> HttpResponse:
-    security_logger.warning("A login or connection with Everifin was stopped: %s.", reason)
-    status = STATUSES_BY_REASON.get(reason, 400)
-    return error_page(request, notice, status=status, action=_next_action(request, notice))
-
-
-def _next_action(request: HttpRequest, notice: str | Notice) -> Action | None:
-    if notice == notices.INACTIVE:
-        return None
-    if notice in (notices.NO_USER, notices.LOGIN_NOT_ALLOWED):
-        return Action(pgettext("button", "Log in"), resolve_url(settings.LOGIN_URL))
-    return start_again(request)

@@ -159,7 +159,7 @@ def test_a52_fifty_threads_that_refresh_meanwhile_lose_no_token(
 
     assert failures == []
     assert everifin.double_spends == 0
-    assert keys_in_use() == {"new": 30}
+    assert keys_in_use() == {"new": 40}
     for user in users:
         version = grants.get_access_token(user).version
         assert refresh_again(user) == version + 1

@@ -1,5 +1,6 @@
 """The way to Everifin and back, as the visitor's session remembers it."""
 
+import base64
 import re
 from urllib.parse import parse_qs, urlsplit
 
@@ -9,9 +10,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import RequestFactory
 
 from everifin_django.connections import housekeeping
-from everifin_django.models import SpentState
+from everifin_django.models import LoginFlow, SpentState
 from everifin_django.testing.fake import redirect_target
 from everifin_django.web import login_flow
+from tests.support.flows import change_flows, flows
 
 LOGIN = "/everifin/login/"
 CONNECT = "/everifin/connect/"
@@ -33,31 +35,19 @@ def start(client, door: str = LOGIN, **data: str) -> dict[str, str]:
     return {name: value for name, [value] in sent.items()}
 
 
-def flows_of(client) -> dict:
-    kept: dict = client.session[login_flow.SESSION_KEY]
-    return kept
-
-
-def change_flow(client, **changes) -> None:
-    session = client.session
-    for flow in session[login_flow.SESSION_KEY].values():
-        flow.update(changes)
-    session.save()
-
-
 class TestStart:
     def test_state_nonce_and_verifier_are_separate_and_new_each_time(self, client):
         first, second = start(client), start(client)
-        (one, another) = flows_of(client).values()
+        one, another = flows()
         found = [first["state"], second["state"], first["nonce"], second["nonce"]]
         found += [one["code_verifier"], another["code_verifier"]]
         assert len(set(found)) == 6
         # 62 kinds of characters, so 43 of them are 256 bits.
         assert all(re.fullmatch(r"[A-Za-z0-9]{43,128}", text) for text in found)
 
-    def test_the_session_remembers_what_the_answer_is_held_against(self, browser):
+    def test_what_the_answer_is_held_against_is_stored(self, browser):
         sent = start(browser, CONNECT, next="/accounts/")
-        flow = flows_of(browser)[sent["state"]]
+        [flow] = flows()
         assert flow["kind"] == "connect"
         assert flow["user_pk"] == browser.session["_auth_user_id"]
         assert flow["issuer"] == "https://idp.everifin.test/auth/realms/everifin_app"
@@ -65,14 +55,32 @@ class TestStart:
         assert flow["nonce"] == sent["nonce"]
         assert flow["next_url"] == "/accounts/"
 
-    def test_a_session_holds_ten_flows_and_forgets_the_oldest(self, client):
-        states = [start(client)["state"] for _ in range(12)]
-        assert list(flows_of(client)) == states[2:]
+    def test_a_browser_keeps_the_ten_newest_flows(self, client, everifin):
+        urls = [redirect_target(client.post(LOGIN)) for _ in range(12)]
+        assert len(client.cookies) == 12
+        assert sum(bool(cookie.value) for cookie in client.cookies.values()) == 10
+        statuses = [client.get(everifin.authorize(url)).status_code for url in (urls[0], urls[-1])]
+        assert statuses == [400, 302]
 
-    def test_hundreds_of_starts_keep_one_session(self, client):
-        for _ in range(100):
-            start(client)
-        assert (len(flows_of(client)), Session.objects.count()) == (10, 1)
+    def test_no_session_is_made_for_a_start(self, client):
+        start(client)
+        assert not Session.objects.exists()
+        assert "sessionid" not in client.cookies
+
+    def test_the_cookie_is_for_the_server_and_for_the_way_back(self, client, settings):
+        settings.SESSION_COOKIE_SECURE = True
+        settings.SESSION_COOKIE_DOMAIN = "testserver"
+        start(client)
+        [cookie] = client.cookies.values()
+        attributes = (cookie["httponly"], cookie["secure"], cookie["samesite"], cookie["domain"])
+        assert attributes == (True, True, "Lax", "testserver")
+
+    def test_what_is_stored_is_encrypted_and_no_cookie_has_it(self, client):
+        sent = start(client, next="/accounts/?iban=1")
+        [flow] = flows()
+        stored = repr(LoginFlow.objects.values().get()) + repr(client.cookies)
+        for text in (sent["state"], flow["nonce"], flow["code_verifier"], "/accounts/"):
+            assert text not in stored
 
     def test_the_keys_of_another_login_are_left_alone(self, client):
         session = client.session
@@ -84,7 +92,7 @@ class TestStart:
 
     def test_the_repr_of_a_flow_shows_neither_nonce_nor_verifier(self, client):
         start(client)
-        [record] = flows_of(client).values()
+        [record] = flows()
         shown = repr(login_flow.Flow(**record))
         assert record["nonce"] not in shown
         assert record["code_verifier"] not in shown
@@ -132,14 +140,11 @@ class TestFinish:
         assert browser.get(back)["Location"] == DEFAULT
         assert everifin.calls["token"] == 1
 
-    def test_an_old_session_put_back_does_not_revive_it(self, everifin, browser, back):
-        before = {**browser.session}
+    def test_an_old_row_put_back_does_not_revive_it(self, everifin, browser, back):
+        before = LoginFlow.objects.get()
         assert browser.get(back).status_code == 302
-        session = browser.session
-        session.update(before)
-        session["everifin_finished_flows"] = {}
-        session.save()
-        assert browser.get(back).status_code == 400
+        before.save()
+        assert browser.get(back)["Location"] == DEFAULT
         assert everifin.calls["token"] == 1
 
     def test_it_is_spent_even_if_the_answer_is_an_error(self, everifin, browser, back):
@@ -153,25 +158,25 @@ class TestFinish:
         ids=["too old", "issuer changed"],
     )
     def test_a_flow_that_does_not_hold_any_more_is_refused(self, everifin, browser, back, change):
-        change_flow(browser, **change)
+        change_flows(**change)
         assert browser.get(back).status_code == 400
-        assert not flows_of(browser)
+        assert SpentState.objects.exists()
         assert everifin.calls["token"] == 0
 
     def test_a_flow_that_is_too_old_says_to_start_again(self, browser, back):
-        change_flow(browser, started=0.0)
+        change_flows(started=0.0)
         assert "within a short time" in browser.get(back).content.decode()
 
     @pytest.mark.parametrize(("seconds", "status"), [(1700, 302), (1900, 400)])
     def test_how_long_it_may_take_is_a_setting(self, settings, browser, back, seconds, status):
         settings.EVERIFIN_LOGIN_LIFETIME_SECONDS = 1800
-        [record] = flows_of(browser).values()
-        change_flow(browser, started=record["started"] - seconds)
+        [record] = flows()
+        change_flows(started=record["started"] - seconds)
         assert browser.get(back).status_code == status
 
     def test_clocks_of_two_hosts_may_differ_a_little(self, browser, back):
-        [record] = flows_of(browser).values()
-        change_flow(browser, started=record["started"] + 5)
+        [record] = flows()
+        change_flows(started=record["started"] + 5)
         assert browser.get(back).status_code == 302
 
     def test_spent_states_are_deleted_after_hours(self, browser, back):
@@ -183,10 +188,28 @@ class TestFinish:
         assert not SpentState.objects.filter(digest="old").exists()
         assert SpentState.objects.count() == 2
 
+    def test_flows_are_deleted_after_hours(self, browser, back):
+        housekeeping.delete_old_flows()
+        assert browser.get(back).status_code == 302
+        LoginFlow.objects.update(started_at="2026-01-01T00:00Z")
+        housekeeping.delete_old_flows()
+        assert not LoginFlow.objects.exists()
+
+    @pytest.mark.parametrize("change", ["key is gone", "changed", "not ours"])
+    def test_a_flow_that_cannot_be_read_is_unknown(self, everifin, browser, back, settings, change):
+        if change == "key is gone":
+            key = base64.b64encode(b"b" * 32).decode()
+            settings.EVERIFIN_ENCRYPTION_KEYS = [f"another:{key}"]
+        else:
+            sealed = LoginFlow.objects.get().flow_ciphertext
+            changed = sealed[:-4] + "AAAA" if change == "changed" else "{}"
+            LoginFlow.objects.update(flow_ciphertext=changed)
+        assert "This link cannot be used" in browser.get(back).content.decode()
+        assert everifin.calls["token"] == 0
+
     def test_a_spent_state_is_kept_as_a_hash(self, browser, back):
-        [state] = flows_of(browser)
         browser.get(back)
-        assert SpentState.objects.get().digest != state
+        assert SpentState.objects.get().digest not in back
 
 
 class TestNext:
@@ -232,9 +255,9 @@ class TestNext:
     ):
         assert 'name="next"' not in browser.get(CONNECT, {"next": url}).content.decode()
         assert everifin_connect(browser, next=url)["Location"] == DEFAULT
-        # Changed on the way, in the session itself.
+        # Changed on the way, in the row itself.
         sent = browser.post(CONNECT)
-        change_flow(browser, next_url=url)
+        change_flows(next_url=url)
         assert browser.get(everifin.authorize(redirect_target(sent)))["Location"] == DEFAULT
 
     @pytest.mark.parametrize(
@@ -250,6 +273,28 @@ class TestNext:
     )
     def test_an_address_on_this_site_is_kept(self, everifin_connect, browser, url):
         assert everifin_connect(browser, next=url)["Location"] == url
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "/accounts/?a=" + "x" * 7900,
+            "/" + "path/" * 1000,
+            "/accounts/?note=" + "%0A" * 1500,
+            "http://testserver/" + "%C3%A9" * 1000,
+        ],
+        ids=lambda url: url[:20],
+    )
+    def test_a_long_address_on_this_site_is_kept(self, everifin_connect, browser, url):
+        assert everifin_connect(browser, next=url)["Location"] == url
+
+    @pytest.mark.parametrize(
+        "start", ["/{}/evil.example", "{}//evil.example", "{}https:evil.example"]
+    )
+    @pytest.mark.parametrize("filler", ["\t", "%09", "\n", "\x00", "\u200b", "%E2%80%8B"])
+    def test_a_long_address_hides_no_host(self, filler, start):
+        request = RequestFactory().get("/")
+        url = start.format(filler * 2100)
+        assert login_flow.safe_next(request, url) == ""
 
     def test_a_secure_site_is_not_left_for_plain_http(self):
         request = RequestFactory().get("/", secure=True)

@@ -19,6 +19,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         housekeeping.delete_old_states()
+        housekeeping.delete_old_flows()
         housekeeping.delete_old_logouts()
         login_sessions.sweep()
         inactive = housekeeping.end_inactive()
