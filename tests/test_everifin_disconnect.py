@@ -79,7 +79,7 @@ def test_what_was_stopped_goes_on(everifin):
 def test_an_interrupt_says_how_to_go_on(monkeypatch):
     BankTokenFactory()
 
-    def interrupted(_size: int) -> Any:
+    def interrupted(_size: int, **_: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bulk_disconnect, "move_all", interrupted)
@@ -124,6 +124,7 @@ def test_connections_encrypted_with_a_key(everifin):
         (["--since", "yesterday"], "takes a date or datetime"),
         (["--since", "2026-13-01"], "takes a date or datetime"),
         (["--all", "--batch-size", "0"], "at least 1"),
+        (["--all", "--workers", "0"], "at least 1"),
     ],
 )
 def test_it_refuses_what_does_not_say_which_connections(options, complaint):

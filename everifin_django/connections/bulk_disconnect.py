@@ -13,7 +13,11 @@ End many connections at once: after a leak, or by an administrator.
 from __future__ import annotations
 
 import logging
+import queue
+import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -101,7 +105,8 @@ def disconnect_all(connection_ids: Sequence[Any], reason: str) -> int:
     ]
     count = sum(disable(primary(BankToken).filter(pk__in=batch), reason) for batch in batches)
     for batch in batches:
-        _move(_disabled().filter(pk__in=batch), None)
+        for _ in _move_rows(_disabled().filter(pk__in=batch), BATCH_SIZE, None):
+            pass
     return count
 
 
@@ -116,20 +121,57 @@ def release_logins(records: QuerySet[LoginSession]) -> int:
     return holding.update(has_ended_sid=True, version=F("version") + 1)
 
 
-def move_all(batch_size: int = BATCH_SIZE) -> Iterator[int]:
+def move_all(batch_size: int = BATCH_SIZE, *, workers: int = 1) -> Iterator[int]:
     """
     Move to the outbox whatever has ended and still holds tokens, and what incidents cover; yield
     the size of each batch.
 
     Some six statements a batch, in a transaction of its own; no key is needed. Receivers of
-    ``everifin_disconnected`` are called for each connection. Several processes may do it at once.
+    ``everifin_disconnected`` are called for each connection. *workers* are threads, each with a
+    database connection of its own; several hosts may do it at once as well.
     """
+    if workers == 1:
+        yield from _move_everything(batch_size)
+    else:
+        yield from _in_threads(lambda: _move_everything(batch_size), workers)
+    _end_incidents()
+
+
+def _move_everything(batch_size: int) -> Iterator[int]:
     for incident in primary(Incident):
-        yield from _move_rows(incident.covered, batch_size, "incident")
-    yield from _move_rows(_disabled, batch_size, None)
+        yield from _move_rows(incident.covered(), batch_size, "incident")
+    yield from _move_rows(_disabled(), batch_size, None)
     if links.are_used():
         yield from _move_logins(batch_size)
-    _end_incidents()
+
+
+def _in_threads(work: Callable[[], Iterator[int]], workers: int) -> Iterator[int]:
+    """
+    Yield what *work* yields in each of the threads. What one of them raises is raised when all have
+    ended; closing the generator lets each end after its batch.
+    """
+    sizes: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    is_stopped = threading.Event()
+
+    def run() -> None:
+        try:
+            for size in work():
+                sizes.put(size)
+                if is_stopped.is_set():
+                    return
+        finally:
+            sizes.put(None)
+            db_connections.close_all()
+
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(run) for _ in range(workers)]
+        try:
+            for _ in range(workers):
+                yield from iter(sizes.get, None)
+        finally:
+            is_stopped.set()
+    for future in running:
+        future.result()
 
 
 def is_anything_left() -> bool:
@@ -161,77 +203,71 @@ def _released_logins() -> QuerySet[LoginSession]:
     return login_sessions.rows().filter(has_ended_sid=True).exclude(refresh_ciphertext="")
 
 
-Selection = Callable[[], QuerySet[Any]]
+def _move_rows(rows: QuerySet[BankToken], batch_size: int, reason: str | None) -> Iterator[int]:
+    """End *rows* in batches; *reason* is None for what has been given one."""
+    last = None
+    while True:
+        with transaction.atomic(using=grants.alias()):
+            # In the order of the users, which is that of the table more than any other column's.
+            taken = _take(rows.only("user", "sid", "encrypted_for"), "user_id", last, batch_size)
+            if taken:
+                _move(taken, reason)
+        if not taken:
+            return
+        yield len(taken)
+        last = taken[-1].user_id
 
 
-def _move_rows(select: Selection, batch_size: int, reason: str | None) -> Iterator[int]:
-    # In the order of the users, which is that of the table more than any other column's.
-    for users in _batches(select, "user_id", batch_size):
-        yield _move(select().filter(user_id__in=users), reason)
-
-
-def _batches(select: Selection, column: str, size: int) -> Iterator[list[Any]]:
-    """The values of a unique *column*, each once, however many rows leave the selection."""
-
-    def next_batch(**after: Any) -> list[Any]:
-        rows = select().filter(**after).order_by(column)
-        return list(rows.values_list(column, flat=True)[:size])
-
-    batch = next_batch()
-    while batch:
-        yield batch
-        batch = next_batch(**{f"{column}__gt": batch[-1]})
-
-
-def _move(batch: QuerySet[BankToken], reason: str | None) -> int:
-    """End the rows of one *batch*; *reason* is None for what has been given one."""
-    alias = grants.alias()
-    with transaction.atomic(using=alias):
-        locked = _locked(batch, "pk", "user_id", "sid", "encrypted_for")
-        if not locked:
-            return 0
-        rows = BankToken.objects.using(alias).filter(pk__in=[row[0] for row in locked])
-        if not all(encrypted_for for *_, encrypted_for in locked):
-            _name_their_users(rows)
-        _enqueue(rows.exclude(refresh_ciphertext=""), reason)
-        if links.are_used():
-            links.remove_made_by_connecting(*(user_pk for _, user_pk, _, _ in locked))
-            login_sessions.detach(*{sid for _, _, sid, _ in locked})
-        rows.update(
-            **grants.EMPTY_COLUMNS,
-            **grants.NO_IDENTITY,
-            status=BankToken.Status.DISCONNECTED,
-            end_reason=F("end_reason") if reason is None else reason,
-            token_version=F("token_version") + 1,
-            updated_at=timezone.now(),
-        )
-        _announce({user_pk: pk for pk, user_pk, *_ in locked})
-    return len(locked)
+def _move(taken: list[BankToken], reason: str | None) -> None:
+    rows = primary(BankToken).filter(user_id__in=[row.user_id for row in taken])
+    if not all(row.encrypted_for for row in taken):
+        _name_their_users(rows)
+    _enqueue(rows.exclude(refresh_ciphertext=""), reason)
+    if links.are_used():
+        links.remove_made_by_connecting(*(row.user_id for row in taken))
+        login_sessions.detach(*{row.sid for row in taken})
+    rows.update(
+        **grants.EMPTY_COLUMNS,
+        **grants.NO_IDENTITY,
+        status=BankToken.Status.DISCONNECTED,
+        end_reason=F("end_reason") if reason is None else reason,
+        token_version=F("token_version") + 1,
+        updated_at=timezone.now(),
+    )
+    _announce({row.user_id: row.pk for row in taken})
 
 
 def _move_logins(batch_size: int) -> Iterator[int]:
-    for batch in _batches(_released_logins, "pk", batch_size):
+    last = None
+    while True:
         with transaction.atomic(using=login_sessions.alias()):
-            pks = [pk for (pk,) in _locked(_released_logins().filter(pk__in=batch), "pk")]
-            rows = login_sessions.rows().filter(pk__in=pks)
+            taken = _take(_released_logins().only("pk"), "pk", last, batch_size)
+            rows = login_sessions.rows().filter(pk__in=[row.pk for row in taken])
             revocation.enqueue_records(rows, "incident")
             rows.update(refresh_ciphertext="", version=F("version") + 1)
-        yield len(pks)
+        if not taken:
+            return
+        yield len(taken)
+        last = taken[-1].pk
 
 
-def _locked(rows: QuerySet[Any], *columns: str) -> list[tuple[Any, ...]]:
+def _take(rows: QuerySet[Any], column: str, last: Any, size: int) -> list[Any]:
     """
-    The *columns* of *rows*, locked where rows can be; without those that another process has.
+    The next of *rows* after the *last* in the order of a unique *column*. They are locked where
+    rows can be; those that another process has locked are left out.
 
     SQLite locks all of the database by the first write. That comes first, because a transaction
     that has read cannot always go on to write there.
     """
+    rows = rows.order_by(column)
+    if last is not None:
+        rows = rows.filter(**{f"{column}__gt": last})
     features = db_connections[rows.db].features
     if features.has_select_for_update:
-        rows = rows.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
-    else:
-        rows.update(user=F("user"))
-    return list(rows.values_list(*columns))
+        can_skip = features.has_select_for_update_skip_locked
+        return list(rows.select_for_update(skip_locked=can_skip)[:size])
+    rows.model._default_manager.using(rows.db).filter(pk=uuid.uuid4()).update(user=F("user"))
+    return list(rows[:size])
 
 
 def _name_their_users(rows: QuerySet[BankToken]) -> None:

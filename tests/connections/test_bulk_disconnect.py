@@ -302,3 +302,27 @@ class TestLogins:
         LoginSessionFactory(refresh_token="of another browser")
         assert list(bulk_disconnect.move_all()) == []
         assert LoginSession.objects.get().refresh_ciphertext
+
+
+@pytest.mark.django_db(transaction=True)
+def test_several_workers_move_each_token_once():
+    BankTokenFactory.create_batch(12)
+    bulk_disconnect.begin()
+    assert sum(bulk_disconnect.move_all(2, workers=3)) == 12
+    assert PendingRevocation.objects.values("connection_id").distinct().count() == 12
+    assert PendingRevocation.objects.count() == 12
+    assert not bulk_disconnect.is_anything_left()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_worker_raises_is_raised(monkeypatch):
+    BankTokenFactory()
+    bulk_disconnect.begin()
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the database is full")
+
+    monkeypatch.setattr(bulk_disconnect, "_move", broken)
+    with pytest.raises(RuntimeError, match="full"):
+        list(bulk_disconnect.move_all(workers=2))
+    assert bulk_disconnect.is_anything_left()

@@ -47,13 +47,15 @@ class Command(BaseCommand):
         add("--no-revoke", action="store_true", help="leave the outbox to everifin_housekeeping")
         add("--batch-size", type=int, default=bulk_disconnect.BATCH_SIZE, help="rows of a batch")
 
+        add("--workers", type=int, default=1, help="database connections that move tokens at once")
+
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["batch_size"] < 1:
-            raise CommandError("--batch-size must be at least 1.")
+        if options["batch_size"] < 1 or options["workers"] < 1:
+            raise CommandError("--batch-size and --workers must be at least 1.")
         if not options["resume"] and not self._stop(options):
             return
         try:
-            self._move(options["batch_size"])
+            self._move(options["batch_size"], options["workers"])
             if not options["no_revoke"]:
                 self._revoke()
         except KeyboardInterrupt:
@@ -81,9 +83,9 @@ class Command(BaseCommand):
         )
         return answer == "yes"
 
-    def _move(self, batch_size: int) -> None:
+    def _move(self, batch_size: int, workers: int) -> None:
         moved = 0
-        for size in bulk_disconnect.move_all(batch_size):
+        for size in bulk_disconnect.move_all(batch_size, workers=workers):
             moved += size
             self._show(f"{moved} moved to the outbox")
         self.stdout.write(f"Moved to the outbox: {moved}.")
