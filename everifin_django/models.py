@@ -357,6 +357,20 @@ def due_criteria(
     return found
 
 
+def health_at(now: datetime) -> models.Case:
+    """Return ``BankToken.health`` as an expression."""
+    health, status = BankToken.Health, BankToken.Status
+    to_reconnect = models.Q(status=status.NEEDS_RECONNECT) | _is_moved()
+    return models.Case(
+        models.When(status=status.DISCONNECTED, then=models.Value(health.DISCONNECTED)),
+        models.When(to_reconnect, then=models.Value(health.NEEDS_RECONNECT)),
+        models.When(_is_degraded(now), then=models.Value(health.DEGRADED)),
+        models.When(_is_expiring(now), then=models.Value(health.EXPIRING)),
+        default=models.Value(health.ACTIVE),
+        output_field=models.CharField(),
+    )
+
+
 def _is_degraded(now: datetime | None) -> models.Q:
     paused_since = (now or timezone.now()) - BankToken.REJECTION_PAUSE
     # The status in both, so that each has an index of its own.
@@ -643,7 +657,7 @@ class Incident(models.Model):
         rows: BankTokenQuerySet = BankToken.objects.using(database_of(self)).filter(
             models.Q(connected_at=None) | models.Q(connected_at__lte=self.started_at)
         )
-        rows = rows.exclude(status=BankToken.Status.DISCONNECTED)
+        rows = rows.filter(status__in=[BankToken.Status.ACTIVE, BankToken.Status.NEEDS_RECONNECT])
         if self.encrypted_by:
             rows = rows.filter(encrypted_by(self.encrypted_by, "access", "refresh", "id"))
         if self.issued_since is not None:

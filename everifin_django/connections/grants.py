@@ -25,7 +25,14 @@ from django.utils import timezone
 from everifin_django.bank.client import Client, EndUser
 from everifin_django.bank.payments import BulkPayment, SinglePayment
 from everifin_django.conf import conf
-from everifin_django.connections import ledger, links, login_sessions, refresh, revocation
+from everifin_django.connections import (
+    last_success,
+    ledger,
+    links,
+    login_sessions,
+    refresh,
+    revocation,
+)
 from everifin_django.connections.ends import ENDS_LOGIN, ON_PURPOSE
 from everifin_django.encryption import active_key
 from everifin_django.exceptions import (
@@ -35,6 +42,7 @@ from everifin_django.exceptions import (
     ScopeMissingError,
     TokenMissingError,
 )
+from everifin_django.http.client import Answer
 from everifin_django.models import (
     BankToken,
     ConnectionVersion,
@@ -217,6 +225,12 @@ class Everifin(Client):
         self.user = user
         self._build_url = build_url or _url_of_this_site
         super().__init__(UserTokenSource(user), end_user=end_user)
+
+    def _send(self, *args: Any, **options: Any) -> Answer:
+        answer = super()._send(*args, **options)
+        if 200 <= answer.status < 300:
+            last_success.note()
+        return answer
 
     def connection(self) -> BankToken | None:
         """
