@@ -102,7 +102,7 @@ class FakeEverifin(Sandbox):
         Errors: BankToken.DoesNotExist if the user has no connection.
         """
         claims = self._claims(primary(BankToken).get(user=user))
-        self.store.end_session(claims.get("sid", ""))
+        self.store.end_login(claims.get("sid", ""))
         self.expire_access_token(user)
 
     def _claims(self, connection: BankToken) -> Mapping[str, str]:

@@ -519,6 +519,30 @@ class TestEnding:
         requests.get(site.endpoint("logout"), params={"id_token_hint": forged}, timeout=5)
         assert site.sandbox.live_sessions() == 1
 
+    def test_the_logout_page_ends_what_its_browser_began(self, site):
+        site.tokens()
+        consent = TestPages().log_in(site, username="alice", password="alice")
+        back = Form(consent, "kc-grant").submit(accept="yes")
+        assert site.sandbox.live_sessions() == 2
+        headers = {"Cookie": back.headers["Set-Cookie"].partition(";")[0]}
+        requests.get(site.endpoint("logout"), headers=headers, timeout=5)
+        assert site.sandbox.live_sessions() == 1
+
+    def test_what_is_for_later_outlives_the_browsers_session(self, site):
+        tokens = site.tokens(scope="openid ais offline_access")
+        parameters = {"id_token_hint": tokens["id_token"]}
+        requests.get(site.endpoint("logout"), params=parameters, timeout=5)
+        again = site.refresh(tokens["refresh_token"]).json()
+        assert claims_of(site, again["id_token"])["sid"] == tokens["session_state"]
+        site.post("logout", refresh_token=again["refresh_token"])
+        assert site.sandbox.live_sessions() == 0
+
+    def test_ending_what_is_for_later_leaves_the_browsers_session(self, site):
+        tokens = site.tokens(scope="openid ais offline_access")
+        site.post("logout", refresh_token=tokens["refresh_token"])
+        assert error(site.refresh(tokens["refresh_token"]))[2] == "Session not active"
+        assert site.sandbox.live_sessions() == 1
+
     def test_revoking_a_refresh_token_ends_the_session(self, site):
         answer = site.tokens()
         assert site.post("revoke", token=answer["access_token"]).status_code == 200

@@ -49,7 +49,8 @@ class Sandbox(State):
         status = f"{response.status_code} {response.reason_phrase}"
         if response.status_code != 204:  # RFC 9110, section 8.6, forbids it there
             response["Content-Length"] = str(len(response.content))
-        start_response(status, list(response.items()))
+        cookies = [("Set-Cookie", one.OutputString()) for one in response.cookies.values()]
+        start_response(status, [*response.items(), *cookies])
         if isinstance(response, _Truncated):
             return _half(response.content)
         return [response.content]

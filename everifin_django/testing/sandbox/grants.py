@@ -15,7 +15,7 @@ import hmac
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
@@ -36,7 +36,7 @@ from oauthlib.openid.connect.core.grant_types.dispatchers import (
 )
 
 from everifin_django.testing.sandbox.state import State
-from everifin_django.testing.sandbox.store import Session, User
+from everifin_django.testing.sandbox.store import OFFLINE, Session, User
 
 if logging.getLogger("oauthlib").level == logging.NOTSET:
     # At DEBUG oauthlib writes codes and tokens to its log, where a suite that looks for leaks in
@@ -207,7 +207,7 @@ class Rules(RequestValidator):
         if known is None:
             raise errors.InvalidGrantError("Code not valid")
         if not self.store.spend_code(code):
-            self.store.end_session(known.session.id)
+            self.store.end_login(known.session.sid)
             raise errors.InvalidGrantError("Code not valid")
         if self.state.now() >= known.expires_at or known.session.is_ended:
             raise errors.InvalidGrantError("Code not valid")
@@ -311,7 +311,7 @@ class Rules(RequestValidator):
             "sub": request.user.sub,
             "typ": "Bearer",
             "azp": self.state.client_id,
-            "sid": request.session.id,
+            "sid": request.session.sid,
             "acr": "1",
             "scope": " ".join(request.scopes),
         }
@@ -327,7 +327,7 @@ class Rules(RequestValidator):
             "sub": request.user.sub,
             "typ": "Offline" if _is_offline(request) else "Refresh",
             "azp": self.state.client_id,
-            "sid": request.session.id,
+            "sid": request.session.sid,
             "scope": " ".join(request.scopes),
         }
         if not _is_offline(request):
@@ -353,7 +353,7 @@ class Rules(RequestValidator):
             "iss": self.state.issuer,
             "typ": "ID",
             "azp": self.state.client_id,
-            "sid": request.session.id,
+            "sid": request.session.sid,
             "acr": "1",
             **identity(request.user),
         }
@@ -368,21 +368,34 @@ class Rules(RequestValidator):
     def save_bearer_token(self, token: dict[str, Any], request: Request, *args: Any) -> None:
         """Store the new refresh token, and format the response as Keycloak does."""
         lasts = not _is_offline(request)
-        expires_at = self.state.now() + self.state.refresh_token_seconds if lasts else None
+        until = self.state.now() + self.state.refresh_token_seconds
         if "refresh_token" in token:
-            self.store.add_refresh_token(token["refresh_token"], request.session.id, expires_at)
-            self.store.prolong_session(request.session.id, expires_at)
+            session = request.session if lasts else self._offline_session(request.session, until)
+            expires_at = until if lasts else None
+            self.store.add_refresh_token(token["refresh_token"], session.id, expires_at)
+            self.store.prolong_session(session.id, expires_at)
         has_expiry = "refresh_token" in token and lasts
         token["refresh_expires_in"] = self.state.refresh_token_seconds if has_expiry else 0
         token["not-before-policy"] = 0
-        token["session_state"] = request.session.id
+        token["session_state"] = request.session.sid
+
+    def _offline_session(self, session: Session, until: float) -> Session:
+        """Return what the user granted for later; the browser's session goes on beside it."""
+        if session.is_offline:
+            return session
+        self.store.prolong_session(session.id, until)
+        offline = replace(session, id=f"{session.id}{OFFLINE}")
+        self.store.add_session(offline)
+        return offline
 
     # User info
 
     def validate_bearer_token(self, token: str | None, scopes: Any, request: Request) -> bool:
         claims = read_access_token(self.state, token or "")
-        session = claims and self.store.session(str(claims.get("sid")))
-        if not claims or not session or not session.is_live(self.state.now()):
+        sid = str(claims.get("sid")) if claims else ""
+        known = filter(None, map(self.store.session, (sid, f"{sid}{OFFLINE}")))
+        session = next((one for one in known if one.is_live(self.state.now())), None)
+        if claims is None or session is None:
             return False
         self._remember(request, session)
         request.scopes = str(claims.get("scope")).split()

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.utils.http import http_date
@@ -26,6 +27,8 @@ from everifin_django.testing.sandbox.state import State
 from everifin_django.testing.sandbox.store import Pending, User
 
 LOGIN_SECONDS = 1800
+COOKIE = "everifin_sandbox_logins"
+MAX_SESSIONS = 10
 USERNAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,29}")
 SCOPE_TEXTS = {
     "openid": "know who you are",
@@ -134,9 +137,23 @@ def consent(state: State, request: HttpRequest) -> HttpResponse:
     if pending is None or pending.sub is None:
         return _too_old()
     try:
-        return redirect(decide(state, pending, consent="accept" in request.POST))
+        url = decide(state, pending, consent="accept" in request.POST)
     except AlreadyDecidedError:
         return _too_old()
+    response = redirect(url)
+    if began := QueryDict(urlsplit(url).query).get("session_state"):
+        _remember_browser(request, response, began)
+    return response
+
+
+def _remember_browser(request: HttpRequest, response: HttpResponse, session_id: str) -> None:
+    """For the logout page alone: each login asks for the password."""
+    known = [*_sessions_of_browser(request), session_id][-MAX_SESSIONS:]
+    response.set_cookie(COOKIE, ".".join(known), path="/auth/", httponly=True, samesite="Lax")
+
+
+def _sessions_of_browser(request: HttpRequest) -> list[str]:
+    return [one for one in request.COOKIES.get(COOKIE, "").split(".") if one]
 
 
 def _registration_problem(state: State, username: str, password: str) -> str:
@@ -183,7 +200,7 @@ def token(state: State, request: HttpRequest) -> HttpResponse:
 def logout(state: State, request: HttpRequest) -> HttpResponse:
     if request.method == "POST" and "refresh_token" in request.POST:
         return _logout_by_refresh_token(state, request)
-    return _logout_by_browser(state, request.POST if request.method == "POST" else request.GET)
+    return _logout_by_browser(state, request)
 
 
 def revoke(state: State, request: HttpRequest) -> HttpResponse:
@@ -248,8 +265,13 @@ def _logout_by_refresh_token(state: State, request: HttpRequest) -> HttpResponse
     return HttpResponse(status=204, headers={"Cache-Control": "no-store"})
 
 
-def _logout_by_browser(state: State, query: QueryDict) -> HttpResponse:
-    """Source: OpenID Connect RP-Initiated Logout 1.0, sections 2 and 3."""
+def _logout_by_browser(state: State, request: HttpRequest) -> HttpResponse:
+    """
+    End the session that the hint names, or those of the browser where there is no hint.
+
+    Source: OpenID Connect RP-Initiated Logout 1.0, sections 2 and 3.
+    """
+    query = request.POST if request.method == "POST" else request.GET
     target = query.get("post_logout_redirect_uri")
     if target is not None and not is_registered(state, target):
         return message("We are sorry …", "Invalid redirect uri.", status=400)
@@ -257,6 +279,9 @@ def _logout_by_browser(state: State, query: QueryDict) -> HttpResponse:
     hint = state.signer.verify(query.get("id_token_hint", ""))
     if hint is not None:
         state.store.end_session(str(hint.get("sid")))
+    elif "id_token_hint" not in query:
+        for session_id in _sessions_of_browser(request):
+            state.store.end_session(session_id)
     if target is None:
         return message("You are logged out", "You can close this page.")
     extra = [("state", query["state"])] if "state" in query else []

@@ -238,7 +238,8 @@ class State:
         return self.signer.published_keys()[0]
 
     def live_sessions(self, username: str | None = None) -> int:
-        return len(self._live_sessions(username))
+        """Return how many logins (of one user) have something left that is alive."""
+        return len({session.sid for session in self._live_sessions(username)})
 
     def logout_token(
         self,

@@ -69,9 +69,18 @@ class Pending:
     created_at: float
 
 
+OFFLINE = "/offline"
+"""Ends the id of a session that was granted for when the user is away."""
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One login of one user, alive until it is ended or not used for too long."""
+    """
+    One login of one user, alive until it is ended or not used for too long.
+
+    With offline_access there is a second one of the same ``sid``, which outlives the first, as in a
+    Keycloak.
+    """
 
     id: str
     sub: str
@@ -84,6 +93,14 @@ class Session:
     @property
     def scopes(self) -> list[str]:
         return self.scope.split()
+
+    @property
+    def sid(self) -> str:
+        return self.id.removesuffix(OFFLINE)
+
+    @property
+    def is_offline(self) -> bool:
+        return self.id.endswith(OFFLINE)
 
     def is_live(self, now: float) -> bool:
         return not self.is_ended and (self.expires_at is None or now < self.expires_at)
@@ -213,6 +230,11 @@ class Store:
 
     def end_session(self, session_id: str) -> None:
         self._run("UPDATE session SET is_ended = 1 WHERE id = ?", session_id)
+
+    def end_login(self, sid: str) -> None:
+        """End all that came of one login, also what was granted for when the user is away."""
+        for session_id in (sid, f"{sid}{OFFLINE}"):
+            self.end_session(session_id)
 
     def withdraw_consent(self, session_id: str) -> None:
         self._run("UPDATE session SET is_withdrawn = 1 WHERE id = ?", session_id)

@@ -138,28 +138,40 @@ class AtSandbox:
         self._site = ""
 
     def live_sessions(self) -> int:
-        return len([session for session in self._alive() if not is_offline(session)])
+        return len([session for session in self._alive() if not session.is_offline])
 
     def offline_sessions(self) -> int:
-        return len([session for session in self._alive() if is_offline(session)])
+        return len([session for session in self._alive() if session.is_offline])
 
     def end_sessions(self) -> None:
+        with self._telling_the_site():
+            self.sandbox.end_sessions("alice")
+
+    def end_one_session(self) -> None:
+        with self._telling_the_site():
+            for session in self._alive():
+                if not session.is_offline:
+                    self.sandbox.store.end_session(session.id)
+
+    def log_out_there(self, browser: Browser) -> None:
+        with self._telling_the_site():
+            browser.open(self.contract.endpoint("logout"))
+
+    @contextmanager
+    def _telling_the_site(self) -> Iterator[None]:
         """The sandbox makes logout tokens, and leaves it to others to carry them."""
-        alive = self._alive()
-        self.sandbox.end_sessions("alice")
-        for session in alive if self._site else []:
+        before = self._sids()
+        yield
+        for sid in before - self._sids() if self._site else ():
             answer = requests.post(
                 f"{self._site}/everifin/backchannel-logout/",
-                data={"logout_token": self.sandbox.logout_token(sid=session.id)},
+                data={"logout_token": self.sandbox.logout_token(sid=sid, username="alice")},
                 timeout=CALL_SECONDS,
             )
             assert answer.status_code == 200, answer.status_code
 
-    def end_one_session(self) -> None:
-        raise NoSuchSwitchError
-
-    def log_out_there(self, browser: Browser) -> None:
-        raise NoSuchSwitchError
+    def _sids(self) -> set[str]:
+        return {session.sid for session in self._alive() if not session.is_offline}
 
     def enable_user(self) -> None:
         raise NoSuchSwitchError
@@ -170,10 +182,6 @@ class AtSandbox:
     def _alive(self) -> list[Session]:
         alice, now = self.sandbox.user("alice").sub, self.sandbox.now()
         return [one for one in self.sandbox.store.sessions(alice) if one.is_live(now)]
-
-
-def is_offline(session: Session) -> bool:
-    return "offline_access" in session.scopes
 
 
 @contextmanager

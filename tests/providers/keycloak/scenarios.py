@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import NamedTuple
 
 from django.contrib.auth import get_user_model
@@ -26,6 +27,7 @@ LONGEST_PAUSE_SECONDS = 20
 POLL_SECONDS = 0.5
 AWAY = {"EVERIFIN_SCOPES": "openid ais offline_access"}
 NO_RETURN = {"EVERIFIN_POST_LOGOUT_REDIRECT_URI": ""}
+GOES_ON = {"EVERIFIN_LOGOUT_ENDS_CONNECTION": "0"}
 
 
 Play = Callable[[Visitor], str]
@@ -249,6 +251,70 @@ def told_of_the_end(visitor: Visitor) -> str:
     return f"{seen}, connection {'goes on' if goes_on else 'ended'}"
 
 
+# Two browsers of one user
+
+ONE_AFTER_THE_OTHER = (
+    "logged out, sessions there: 1; the other one: accounts; "
+    "logged out, sessions there: 0, stored: disconnected"
+)
+
+
+@scenario("two browsers: the first logs out, then the second", ONE_AFTER_THE_OTHER, **NO_RETURN)
+def two_browsers(visitor: Visitor) -> str:
+    return one_after_the_other(visitor, is_first_the_older=True)
+
+
+@scenario("two browsers, RP-initiated: the first logs out, then the second", ONE_AFTER_THE_OTHER)
+def two_browsers_by_the_browser(visitor: Visitor) -> str:
+    return one_after_the_other(visitor, is_first_the_older=True)
+
+
+@scenario("two browsers, RP-initiated: the second logs out, then the first", ONE_AFTER_THE_OTHER)
+def two_browsers_the_other_way(visitor: Visitor) -> str:
+    return one_after_the_other(visitor, is_first_the_older=False)
+
+
+def one_after_the_other(visitor: Visitor, *, is_first_the_older: bool) -> str:
+    with closing(Visitor(visitor.site, visitor.provider)) as another:
+        for each in (visitor, another):
+            each.log_in()
+        first, second = (visitor, another) if is_first_the_older else (another, visitor)
+        seen = f"{logged_out(first)}, {first.sessions_there()}"
+        seen += f"; the other one: {second.accounts_later()}"
+        seen += f"; {logged_out(second)}, {second.sessions_there()}"
+        return f"{seen}, {second.stored()}"
+
+
+@scenario(
+    "two browsers: a logout at the provider's own page in the first, by the back channel",
+    "logged out; the other one: accounts",
+)
+def two_browsers_logged_out_elsewhere(visitor: Visitor) -> str:
+    with closing(Visitor(visitor.site, visitor.provider)) as another:
+        for each in (visitor, another):
+            each.log_in()
+        visitor.provider.log_out_there(visitor.browser)
+        return f"{visitor.open('/')}; the other one: {another.accounts_later()}"
+
+
+@scenario(
+    "two browsers: the administrator logs the user out, by the back channel",
+    "logged out, connection ended; the other one: logged out",
+)
+def two_browsers_ended_by_the_administrator(visitor: Visitor) -> str:
+    with closing(Visitor(visitor.site, visitor.provider)) as another:
+        for each in (visitor, another):
+            each.log_in()
+        visitor.provider.end_sessions()
+        return f"{told_of_the_end(visitor)}; the other one: {another.open('/')}"
+
+
+def logged_out(visitor: Visitor) -> str:
+    visitor.open("/")
+    visitor.browser.press("Log out")
+    return visitor.sees()
+
+
 RECONNECTED = "asked to connect; accounts, the same connection"
 
 
@@ -331,6 +397,93 @@ def offline_access_disconnected(visitor: Visitor) -> str:
     return f"{visitor.sees()}, {visitor.stored()}, {visitor.grants_there()}"
 
 
+@scenario(
+    "offline_access; log out",
+    "logged out, sessions there: 1, grants there: 0, stored: disconnected",
+    **AWAY,
+    **NO_RETURN,
+)
+def offline_access_log_out(visitor: Visitor) -> str:
+    visitor.log_in()
+    return what_is_left(visitor)
+
+
+@scenario(
+    "offline_access; log out, RP-initiated",
+    "logged out, sessions there: 0, grants there: 0, stored: disconnected",
+    **AWAY,
+)
+def offline_access_log_out_by_the_browser(visitor: Visitor) -> str:
+    visitor.log_in()
+    return what_is_left(visitor)
+
+
+@scenario(
+    "offline_access; log out, RP-initiated, where the connection goes on; log in again",
+    "logged out, sessions there: 0, grants there: 1, stored: active; accounts",
+    **AWAY,
+    **GOES_ON,
+)
+def offline_access_goes_on(visitor: Visitor) -> str:
+    visitor.log_in()
+    return f"{what_is_left(visitor)}; {visitor.log_in()}"
+
+
+OFFLINE_ONE_AFTER_THE_OTHER = (
+    "logged out, sessions there: 1, grants there: 1, stored: active; the other one: accounts; "
+    "logged out, sessions there: 0, grants there: 0, stored: disconnected"
+)
+
+
+@scenario(
+    "offline_access; two browsers, RP-initiated: the first logs out, then the second",
+    OFFLINE_ONE_AFTER_THE_OTHER,
+    **AWAY,
+)
+def offline_access_two_browsers(visitor: Visitor) -> str:
+    return offline_one_after_the_other(visitor)
+
+
+@scenario(
+    "offline_access; two browsers: the first logs out, then the second",
+    "logged out, sessions there: 2, grants there: 1, stored: active; the other one: accounts; "
+    "logged out, sessions there: 2, grants there: 0, stored: disconnected",
+    **AWAY,
+    **NO_RETURN,
+)
+def offline_access_two_browsers_without_the_redirect(visitor: Visitor) -> str:
+    return offline_one_after_the_other(visitor)
+
+
+@scenario(
+    "offline_access; two browsers, RP-initiated, where the connection goes on",
+    "logged out, sessions there: 1; the other one: accounts",
+    **AWAY,
+    **GOES_ON,
+)
+def offline_access_two_browsers_goes_on(visitor: Visitor) -> str:
+    with closing(Visitor(visitor.site, visitor.provider)) as another:
+        for each in (visitor, another):
+            each.log_in()
+        seen = f"{logged_out(visitor)}, {visitor.sessions_there()}"
+        return f"{seen}; the other one: {another.accounts_later()}"
+
+
+def offline_one_after_the_other(visitor: Visitor) -> str:
+    with closing(Visitor(visitor.site, visitor.provider)) as another:
+        for each in (visitor, another):
+            each.log_in()
+        first = what_is_left(visitor)
+        seen = f"{first}; the other one: {another.accounts_later()}"
+        return f"{seen}; {what_is_left(another)}"
+
+
+def what_is_left(visitor: Visitor) -> str:
+    """Log out, and say what goes on at the provider and here."""
+    seen = f"{logged_out(visitor)}, {visitor.sessions_there()}"
+    return f"{seen}, {visitor.grants_there()}, {visitor.stored()}"
+
+
 # Words for what is seen
 
 
@@ -360,19 +513,5 @@ DIFFERENCES: dict[tuple[str, str], Difference] = {
         for name in ("refresh_with_reuse", "a_spent_token_with_reuse")
     },
     ("user_disabled", "sandbox"): Difference(UNABLE, "The sandbox disables nobody."),
-    ("logged_out_elsewhere", "sandbox"): Difference(
-        UNABLE, "The sandbox's pages remember no browser, so nobody can log out on them."
-    ),
-    ("offline_access", "sandbox"): Difference(
-        UNABLE, "The sandbox has one session for the browser and for when the user is away."
-    ),
-    **{
-        (name, "keycloak legacy"): Difference(
-            "logged in, connection goes on",
-            "Its logout tokens have no exp, which OpenID Connect Back-Channel Logout 1.0, section "
-            "2.4, requires; Keycloak's have it since the end of 2023 (keycloak/keycloak#25753).",
-        )
-        for name in ("ended_by_the_administrator", "logged_out_elsewhere")
-    },
 }
 """By the names of scenario and provider; a difference that is no longer seen fails as well."""
