@@ -72,6 +72,9 @@ class PaymentView(View):
 
     def get(self, request: HttpRequest, pk: Any) -> HttpResponse:
         row = _own_payment(request, pk)
+        if request.headers.get("HX-Request") == "true":
+            # The page goes on by itself, which only a page of its own does.
+            return HttpResponse(headers={"HX-Redirect": row.get_absolute_url()})
         if request.method == "GET" and "prefetch" not in request.headers.get("Sec-Purpose", ""):
             row = _brought_up_to_date(request, row)
         return _show(request, row)
@@ -204,7 +207,8 @@ def _show(
 
 
 def _step(row: Payment) -> PaymentStep | None:
-    if row.state != State.OPEN or row.awaits not in (Awaits.REDIRECT, Awaits.INPUT):
+    is_asked = row.awaits in (Awaits.REDIRECT, Awaits.INPUT) and row.lease_until is None
+    if row.state != State.OPEN or not is_asked:
         return None
     return ledger.last_step(row)
 
@@ -219,6 +223,9 @@ def _asked(row: Payment) -> Any:
 
 def page_for(row: Payment) -> Page:
     """Return the words for where the payment stands."""
+    if row.state == State.OPEN and row.lease_until is not None:
+        # A double click, or another tab: the step that is being taken is not shown once more.
+        return _page_of_work(refresh_seconds=POLL_SECONDS)
     if row.state == State.OPEN:
         return _open_page(row)
     return {
@@ -274,6 +281,10 @@ def _open_page(row: Payment) -> Page:
             button=pgettext("button", "Check now"),
             refresh_seconds=refresh_seconds,
         )
+    return _page_of_work(refresh_seconds=refresh_seconds)
+
+
+def _page_of_work(*, refresh_seconds: int | None) -> Page:
     return Page(
         _("Your payment is on its way"),
         _("Your bank is working on it."),

@@ -236,6 +236,15 @@ class TestInputs:
             assert answer.status_code == 302
         assert everifin.calls["api.payment"] == calls
 
+    def test_a_step_that_is_being_taken_is_not_shown_again(self, payer, everifin):
+        """A double click: the browser shows the second answer, and the first one has the lease."""
+        pay(payer, everifin, "inputs")
+        Payment.objects.update(lease_until=timezone.now() + timedelta(minutes=1))
+        page = text_of(go_on(payer, userId="alice", userPassword=CANARY))
+        assert "userPassword" not in page
+        assert "Your payment is on its way" in page
+        assert '<meta http-equiv="refresh" content="5">' in page
+
     def test_only_what_the_bank_asked_for_is_sent(self, payer, everifin, monkeypatch):
         pay(payer, everifin, "inputs")
         sent: list[Any] = []
@@ -264,6 +273,13 @@ class TestPush:
         page = text_of(later(payer))
         assert ">Paid<" in page
         assert len(finished) == 1
+
+    def test_htmx_is_told_to_load_the_page(self, payer, everifin):
+        """Put into another page, it would not go on by itself."""
+        pay(payer, everifin, "push")
+        url = row().get_absolute_url()
+        answer = payer.get(url, headers={"HX-Request": "true"})
+        assert (answer.content, answer["HX-Redirect"]) == (b"", url)
 
     def test_but_not_for_each_reload(self, payer, everifin):
         pay(payer, everifin, "push")
