@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from mozilla_django_oidc.auth import OIDCAuthenticationBackend
 
 from everifin_django.models import LoginLink
 from everifin_django.testing.factories import BankTokenFactory, LoginLinkFactory, UserFactory
@@ -111,8 +112,34 @@ def test_a_field_of_the_user_model_that_the_site_names():
     UserFactory(username="bob")
     run("user-field", field="last_name", apply=True)
     assert (LoginLink.objects.get().user, LoginLink.objects.get().subject) == (user, "abc")
-    with pytest.raises(CommandError, match="no such field"):
-        run("user-field", field="nowhere")
+    for name, reason in (("nowhere", "no such field"), ("groups", "not a relation")):
+        with pytest.raises(CommandError, match=reason):
+            run("user-field", field=name)
+
+
+def test_a_field_that_is_no_string():
+    users = [UserFactory() for _ in range(2)]
+    assert run("user-field", field="id", apply=True)[0] == "2 created, 0 known, 0 refused.\n"
+    assert {one.subject for one in LoginLink.objects.all()} == {str(one.pk) for one in users}
+
+
+def test_users_of_mozilla_django_oidc_who_have_their_subject_in_a_field(settings):
+    """It keeps no subject itself: its user is found by the email address."""
+    for name in ("TOKEN", "USER"):
+        setattr(settings, f"OIDC_OP_{name}_ENDPOINT", f"{ISSUER}/{name.lower()}")
+    settings.OIDC_RP_CLIENT_ID = settings.OIDC_RP_CLIENT_SECRET = "theirs"
+
+    class TheirBackend(OIDCAuthenticationBackend):
+        def create_user(self, claims):
+            user = super().create_user(claims)
+            user.last_name = claims["sub"]
+            user.save()
+            return user
+
+    user = TheirBackend().create_user({"sub": "abc", "email": "ann@site.example"})
+    assert run("user-field", field="last_name", apply=True)[0].startswith("1 created")
+    link = LoginLink.objects.get()
+    assert (link.user, link.subject) == (user, "abc")
 
 
 @pytest.mark.parametrize("source", ["allauth", "social-auth"])

@@ -17,6 +17,7 @@ PROJECTS = {
     "uuid_key": ["projects/users.py", "projects/uuid_key/tests.py"],
     "bare": ["projects/users.py", "projects/bare/tests.py"],
     "tenants": ["projects/tenants/tests.py"],
+    "social_auth": ["projects/social_auth/tests.py"],
     "allauth": ["test_beside.py", "projects/allauth/tests.py"],
 }
 LONGEST_SECONDS = 240

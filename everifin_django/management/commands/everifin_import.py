@@ -5,11 +5,12 @@ Let users log in with the Everifin accounts that another app, a file or their co
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jwt
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.core.exceptions import FieldDoesNotExist
@@ -108,10 +109,10 @@ def _rows(options: dict[str, Any]) -> Iterator[Row]:
             return _of_file(_needed(options, "file"))
         case "allauth":
             model = _model("socialaccount", "SocialAccount")
-            return _of_accounts(model, _needed(options, "provider"), "extra_data")
+            return _of_accounts(model, _needed(options, "provider"))
         case "social-auth":
             model = _model("social_django", "UserSocialAuth")
-            return _of_accounts(model, _needed(options, "provider"), "extra_data")
+            return _of_accounts(model, _needed(options, "provider"))
         case "user-field":
             return _of_field(_needed(options, "field"))
     return _of_connections()
@@ -132,22 +133,55 @@ def _of_file(path: Path) -> Iterator[Row]:
         raise CommandError(f"The file cannot be read ({type(error).__name__}).") from None
 
 
-def _of_accounts(model: Any, provider: str, extra: str) -> Iterator[Row]:
-    for account in primary(model).filter(provider=provider).select_related("user"):
-        more = getattr(account, extra, None)
-        issuer = more.get("iss") if isinstance(more, dict) else None
+def _of_accounts(model: Any, provider: str) -> Iterator[Row]:
+    accounts = primary(model).filter(provider=provider).select_related("user").order_by("pk")
+    for account in accounts.iterator():
+        claims = list(_kept_claims(account.extra_data))
+        issuers = [str(one["iss"]) for one in claims if "iss" in one]
+        foreign = [issuer for issuer in issuers if issuer != conf.issuer]
+        subjects = [str(one["sub"]) for one in claims if "sub" in one]
         where = f"{model.__name__} {account.pk}"
-        yield Row(where, account.user, account.uid, issuer or conf.issuer)
+        # An account that is known by something else than its subject, such as an email address.
+        is_other = any(subject != account.uid for subject in subjects)
+        subject = "" if is_other or not _is_by_subject(account) else account.uid
+        yield Row(where, account.user, subject, foreign[0] if foreign else conf.issuer)
+
+
+def _is_by_subject(account: Any) -> bool:
+    """Newer releases of python-social-auth note which claim an account is known by."""
+    return getattr(account, "id_key", "") in ("", "sub", "id")
+
+
+def _kept_claims(extra: Any) -> Iterator[Mapping[str, Any]]:
+    """
+    Yield what the other app kept of ID token and UserInfo, as claims or as the token.
+
+    No signature is checked: they can only make a row be refused.
+    """
+    if not isinstance(extra, dict):
+        return
+    yield extra
+    for kept in extra.values():
+        if isinstance(kept, dict):
+            yield kept
+        elif isinstance(kept, str) and kept.count(".") == 2:
+            try:
+                yield jwt.decode(kept, options={"verify_signature": False})
+            except jwt.InvalidTokenError:
+                continue
 
 
 def _of_field(name: str) -> Iterator[Row]:
     users: Any = primary(get_user_model())
     try:
-        users.model._meta.get_field(name)
+        field = users.model._meta.get_field(name)
     except FieldDoesNotExist:
         raise CommandError("The user model has no such field.") from None
-    for user in users.exclude(**{name: ""}).exclude(**{name: None}).order_by("pk").iterator():
-        yield Row(f"user {user.pk}", user, str(getattr(user, name)), conf.issuer)
+    if not field.concrete or field.is_relation:
+        raise CommandError("The field has to be one with a value, not a relation.")
+    for user in users.order_by("pk").iterator():
+        if (value := getattr(user, name)) not in (None, ""):
+            yield Row(f"user {user.pk}", user, str(value), conf.issuer)
 
 
 def _of_connections() -> Iterator[Row]:

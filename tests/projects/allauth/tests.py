@@ -4,14 +4,16 @@ Everifin beside django-allauth, which has accounts of its own and asks the other
 ``test_beside`` runs with it once more, with django-allauth's backend, middleware and apps.
 """
 
+from io import StringIO
 from typing import Any
 
 import pytest
 from allauth.account.models import EmailAddress
 from allauth.socialaccount.models import SocialAccount
+from django.core.management import call_command
 from django.test import Client
 
-from everifin_django.models import BankToken
+from everifin_django.models import BankToken, LoginLink
 from everifin_django.testing.fake import redirect_target
 from tests.test_beside import (
     OURS,
@@ -25,6 +27,7 @@ from tests.test_beside import (
 
 ALLAUTH = "allauth.account.auth_backends.AuthenticationBackend"
 SOCIAL = "/allauth/oidc/theirs/login/"
+ISSUER = "https://idp.theirs.test/auth/realms/theirs"
 
 pytestmark = pytest.mark.django_db
 
@@ -136,3 +139,49 @@ class TestSocialLogin:
         assert str(BankToken.objects.get().user_id) == user_of(client)
         client.post("/allauth/logout/")
         assert everifin.live_sessions() == 1
+
+
+class TestImport:
+    """everifin_import, from the rows that django-allauth itself has made."""
+
+    @pytest.fixture
+    def known(self, log_in_with_allauth, settings, theirs):
+        """Two users of django-allauth, and the site now asks the identity provider by our app."""
+        for name in ("alice", "bob"):
+            log_in_with_allauth(Client(), name)
+        settings.EVERIFIN_IDP_URL = "https://idp.theirs.test"
+        settings.EVERIFIN_REALM = "theirs"
+        return SocialAccount.objects.order_by("pk")
+
+    def run(self, **options: Any) -> tuple[str, str]:
+        out, err = StringIO(), StringIO()
+        options = {"issuer": ISSUER, "provider": "theirs", "apply": True, **options}
+        call_command("everifin_import", "allauth", stdout=out, stderr=err, **options)
+        return out.getvalue(), err.getvalue()
+
+    def test_its_users_log_in_as_themselves(self, known, theirs):
+        assert self.run() == ("2 created, 0 known, 0 refused.\n", "")
+        assert self.run()[0] == "0 created, 2 known, 0 refused.\n"
+        links = {(one.user_id, one.subject) for one in LoginLink.objects.all()}
+        assert links == {
+            (one.user_id, theirs.user(name).sub)
+            for one, name in zip(known, ("alice", "bob"), strict=True)
+        }
+
+    def test_another_provider_has_no_rows(self, known):
+        assert self.run(provider="other")[0] == "0 created, 0 known, 0 refused.\n"
+
+    @pytest.mark.parametrize(
+        ("claims", "reason"),
+        [({"iss": "https://other.example"}, "another issuer"), ({"sub": "other"}, "A subject")],
+    )
+    @pytest.mark.parametrize("is_nested", [True, False], ids=["since 65.11", "before"])
+    def test_what_the_row_says_of_itself_is_held_against_it(self, known, claims, reason, is_nested):
+        account = known[0]
+        told = {**account.extra_data["id_token"], **claims}
+        account.extra_data = {"id_token": told} if is_nested else told
+        account.save()
+        out, err = self.run()
+        assert out == "1 created, 0 known, 1 refused.\n"
+        assert err.startswith(f"SocialAccount {account.pk}: refused.")
+        assert reason in err
