@@ -17,7 +17,7 @@ ROWS = [
     if re.match(r"\| [A-Z]\d+ ", line)
 ]
 TEST = re.compile(r"`(tests/[\w/]+\.py)::([\w:]+)`")
-NUMBERS = [f"S{number}" for number in range(1, 72)] + [f"A{number}" for number in range(1, 54)]
+NUMBERS = [f"S{number}" for number in range(1, 87)] + [f"A{number}" for number in range(1, 54)]
 NAMED = sorted({match for row in ROWS for match in TEST.findall(row[-1])})
 
 
