@@ -6,15 +6,21 @@ The names are those of the OpenID Foundation's conformance suite.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jwt
+
 from tests.providers.certification.provider import (
     Provider,
     curve_key,
+    edwards_key,
     path_of,
+    signed,
     with_broken_signature,
 )
 from tests.providers.certification.sites import (
@@ -87,6 +93,29 @@ def leave_out_key_ids(provider: Provider) -> None:
 def leave_out_key_ids_of_two_keys(provider: Provider) -> None:
     provider.rotate_signing_key()
     leave_out_key_ids(provider)
+
+
+def sign_by_eddsa(provider: Provider) -> None:
+    """With its own hash of the access token: SHA-512."""
+    key, jwk = edwards_key()
+    provider.publish_keys(jwk)
+
+    def sign_again(answer: dict[str, Any]) -> None:
+        claims = jwt.decode(answer["id_token"], options={"verify_signature": False})
+        half = hashlib.sha512(answer["access_token"].encode()).digest()[:32]
+        claims["at_hash"] = base64.urlsafe_b64encode(half).rstrip(b"=").decode()
+        answer["id_token"] = signed(claims, "EdDSA", key, {"kid": jwk["kid"]})
+
+    provider.change_token_answer = sign_again
+
+
+def publish_odd_keys_too(provider: Provider) -> None:
+    keys = [key.jwk() for key in provider.signer.published_keys()]
+    odd = [
+        {"kty": "AKP", "alg": "ML-DSA-999", "pub": "AAAA", "use": "sig", "kid": "odd-1"},
+        {"kty": "made-up", "use": "sig", "kid": "odd-2", "x": "AAAA"},
+    ]
+    provider.publish_keys(*odd, *keys)
 
 
 def do_not_sign(provider: Provider) -> None:
@@ -344,6 +373,25 @@ BASIC = (
 
 CORE = (
     Case(
+        name=f"{OIDCC} with EdDSA",
+        provider_does="signs by EdDSA, for a client that is registered for it",
+        right=(LOGGED_IN,),
+        switch=sign_by_eddsa,
+        settings={
+            OURS.name: {"EVERIFIN_ID_TOKEN_ALG": "EdDSA"},
+            PLAIN.name: {"OIDC_RP_SIGN_ALGO": "EdDSA"},
+        },
+        remark="No test of its own in the suite: its modules take the algorithm that the client is "
+        "registered for (`id_token_signed_response_alg`).",
+    ),
+    Case(
+        name=f"{OIDCC}-ignores-unparseable-key-in-jwks",
+        provider_does="publishes two keys beside its own that nobody can read",
+        right=(LOGGED_IN,),
+        switch=publish_odd_keys_too,
+        remark="`AddUnparseableKeyToServerPublicJwks`.",
+    ),
+    Case(
         name=f"{OIDCC}-missing-aud",
         provider_does="leaves out `aud`",
         right=(REFUSED,),
@@ -388,7 +436,8 @@ CONFIG = (
         right=(LOGGED_IN,),
         complaint=uses_other_endpoints,
         remark="No metadata is read at run time: the endpoints are settings. The suite does not "
-        "insist on it either. The test checks that the endpoints used are those published.",
+        "insist on it either (`OIDCCClientTestDiscoveryOpenIDConfiguration` has no condition of "
+        "its own). The test checks that the endpoints used are those published.",
     ),
     Case(
         name=f"{OIDCC}-discovery-jwks-uri-keys",
@@ -396,8 +445,9 @@ CONFIG = (
         right=(DOES_NOT_APPLY,),
         play=log_in_without_metadata,
         complaint=takes_keys_elsewhere,
-        remark="The suite fails a site that begins a login before it has read the metadata. The "
-        "test checks instead that the keys are those published.",
+        remark="The suite (`AddRandomJwksUriToServerConfiguration`) fails a site that begins a "
+        "login before it has read the metadata. The test checks instead that the keys are those "
+        "published.",
     ),
     Case(
         name=f"{OIDCC}-discovery-issuer-mismatch",
@@ -447,6 +497,22 @@ REFRESH = (
         right=(STOPPED,),
         switch=Provider.give_odd_refresh_tokens,
         play=refresh(sub="another"),
+    ),
+    Case(
+        name=f"{OIDCC}-refresh-token-invalid-aud",
+        provider_does="names another audience in the refreshed ID token",
+        right=(STOPPED,),
+        switch=Provider.give_odd_refresh_tokens,
+        play=refresh(aud="another-client"),
+        remark="`AddInvalidAudValueToIdToken`. Written for the suite, and in none of its plans.",
+    ),
+    Case(
+        name=f"{OIDCC}-refresh-token-invalid-azp",
+        provider_does="adds an `azp` to the refreshed ID token",
+        right=(STOPPED,),
+        switch=Provider.give_odd_refresh_tokens,
+        play=refresh(azp="another-client"),
+        remark="`AddInvalidAzpValueToIdToken`. Written for the suite, and in none of its plans.",
     ),
 )
 

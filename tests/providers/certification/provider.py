@@ -9,9 +9,9 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from django.http import HttpRequest, HttpResponse, QueryDict
-from jwt.algorithms import ECAlgorithm
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm
 from jwt.api_jws import PyJWS
 
 from everifin_django.testing.sandbox import Sandbox, idp
@@ -121,6 +121,14 @@ def curve_key() -> tuple[ec.EllipticCurvePrivateKey, dict[str, Any]]:
     key = ec.generate_private_key(ec.SECP256R1())
     jwk = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
     return key, {**jwk, "kid": "curve", "alg": "ES256", "use": "sig"}
+
+
+@cache
+def edwards_key() -> tuple[ed25519.Ed25519PrivateKey, dict[str, Any]]:
+    """Return a key for EdDSA, and how it is published."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    jwk = OKPAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    return key, {**jwk, "kid": "edwards", "alg": "EdDSA", "use": "sig"}
 
 
 def path_of(url: str) -> str:
