@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import secrets
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -99,9 +100,11 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
         code_verifier: Secret | None,
         nonce: str,
         started_at: datetime,
+        asked: Mapping[str, str] | None = None,
     ) -> Grant:
         """
         Return the grant for an authorization code: its tokens, and the identity they are for.
+        *asked* says how the user was to sign in at Everifin.
 
         One request while the signing keys are cached; without an ID token up to one more. A grant
         whose ID token is not valid is ended at Everifin.
@@ -116,9 +119,14 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
         )
         try:
             if granted.id is None:
+                _refuse_without_proof(asked or {})
                 return Grant(granted, _identity_without_id_token(granted), None)
             claims = id_token.verify_id_token(
-                granted.id, nonce=nonce, access_token=granted.access, started_at=started_at
+                granted.id,
+                nonce=nonce,
+                access_token=granted.access,
+                started_at=started_at,
+                asked=asked,
             )
         except BaseException:
             revocation.revoke_unused(granted, "login_failed")
@@ -262,6 +270,15 @@ def is_ours(backend_path: str) -> bool:
     """Is the class that *backend_path* names EverifinBackend, or made from it?"""
     backend = import_string(backend_path)
     return isinstance(backend, type) and issubclass(backend, EverifinBackend)
+
+
+def _refuse_without_proof(asked: Mapping[str, str]) -> None:
+    if id_token.proof_is_needed(asked):
+        logger.error(
+            "Everifin gave no ID token, and nothing else proves the max_age or acr_values that was "
+            "asked for. Does EVERIFIN_SCOPES ask for openid?"
+        )
+        raise LoginError("no_id_token")
 
 
 def _identity_without_id_token(granted: TokenSet) -> Identity | None:

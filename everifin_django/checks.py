@@ -29,11 +29,18 @@ from django.urls import NoReverseMatch, reverse
 from django.utils import translation
 from django.utils.module_loading import import_string
 
-from everifin_django.conf import DEFAULT_KEY_PROVIDER, SETTINGS, conf, is_plain_loopback
+from everifin_django.conf import (
+    DEFAULT_KEY_PROVIDER,
+    SETTINGS,
+    conf,
+    is_plain_loopback,
+    params_refused,
+)
 from everifin_django.connections.key_rotation import UNREADABLE, keys_in_use
 from everifin_django.encryption import KEY_BYTES, Key, is_known, parse_key, parse_keys
 from everifin_django.exceptions import KeysUnavailableError
 from everifin_django.models import BankToken
+from everifin_django.oauth.id_token import proof_is_needed
 from everifin_django.web.login_flow import hosts_are_named
 
 MIDDLEWARE = "everifin_django.middleware.EverifinMiddleware"
@@ -64,6 +71,7 @@ def register() -> None:
         check_middleware,
         check_sessions,
         check_login,
+        check_params,
         check_logout,
         check_hosts,
         check_names,
@@ -197,6 +205,40 @@ def check_login(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     ]
 
 
+def check_params(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    return [
+        error
+        for name in ("EVERIFIN_LOGIN_PARAMS", "EVERIFIN_CONNECT_PARAMS")
+        for error in _errors_of_params(name)
+    ]
+
+
+def _errors_of_params(name: str) -> Iterable[CheckMessage]:
+    params, scopes = _value_of(name), _value_of("EVERIFIN_SCOPES")
+    if isinstance(params, str) and not callable(_load(params)):
+        yield _error(
+            f"{name} does not lead to a function.",
+            id="E084",
+            hint="Name a function that takes the request and returns a dict of parameters.",
+        )
+    if not params or isinstance(params, str):
+        return
+    if refused := params_refused(params):
+        yield _error(
+            f"{name} must not have {', '.join(refused)}.",
+            id="E082",
+            hint="everifin_django sets what the login itself depends on. With prompt=none, a user "
+            "who is not signed in at Everifin could never log in.",
+        )
+    if scopes is not None and "openid" not in scopes.split() and proof_is_needed(params):
+        yield _error(
+            f"{name} asks for max_age or acr_values, but EVERIFIN_SCOPES does not ask for openid, "
+            "so no ID token will prove them.",
+            id="E083",
+            hint='Add "openid" to EVERIFIN_SCOPES.',
+        )
+
+
 def check_logout(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
     scopes = _value_of("EVERIFIN_SCOPES")
     is_right = scopes is None or "offline_access" in scopes.split() or not _logs_users_in()
@@ -254,7 +296,7 @@ def check_callback(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
             "The callback has another URL for each language, and Everifin accepts only those that "
             "are registered.",
             hint='Move include("everifin_django.urls") out of i18n_patterns.',
-            id="everifin_django.W008",
+            id="everifin_django.W010",
         )
     ]
 

@@ -45,6 +45,20 @@ REALM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,254}")
 SCOPES = re.compile(r" *[!#-\[\]-~]+(?: +[!#-\[\]-~]+)* *")
 """Source: RFC 6749, section 3.3."""
 
+PARAM_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+MAX_AGE = re.compile(r"[0-9]{1,9}")
+PROTOCOL_PARAMS = frozenset(
+    {
+        *("client_id", "client_secret", "redirect_uri", "response_type", "response_mode", "scope"),
+        *("state", "nonce", "code_challenge", "code_challenge_method", "code_verifier"),
+        *("request", "request_uri", "registration", "claims", "dpop_jkt", "code", "grant_type"),
+    }
+)
+"""
+What only this app may set. ``claims`` could ask for an ``acr`` that nobody would check: acr_values
+is checked.
+"""
+
 DOTTED_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 URL = re.compile(r"[A-Za-z0-9._~:/?\[\]!$&'()*+,;=%-]+")
 """The characters of a URL (RFC 3986) without user name and fragment."""
@@ -340,6 +354,61 @@ class ApiFields(Setting[Mapping[str, Mapping[str, str]]]):
         return dict(value)
 
 
+class Params(Setting[Mapping[str, str] | str]):
+    """Parameters that a site adds to authorization requests, or the path of what gives them."""
+
+    kind = "dict of str"
+    bounds = (
+        "a dict of names and values, or the dotted path of a function that takes the request and "
+        "returns one; max_age is a whole number of seconds"
+    )
+    hint = 'Write a dict such as {"prompt": "login", "max_age": 300}.'
+
+    def get(self, conf: Conf) -> Mapping[str, str] | str:
+        value = self.read()
+        if not isinstance(value, str) and (refused := params_refused(value)):
+            raise ImproperlyConfigured(f"{self.name} must not have {', '.join(refused)}.")
+        return value
+
+    def clean(self, value: Any) -> Mapping[str, str] | str:
+        cleaned = super().clean(value)
+        if isinstance(cleaned, str):
+            return cleaned
+        return {name: str(given) for name, given in cleaned.items()}
+
+    def is_valid(self, value: Any) -> object:
+        if isinstance(value, str):
+            return len(value) <= MAX_NAME and DOTTED_PATH.fullmatch(value)
+        return (
+            _is_mapping(value, _is_param)
+            and all(PARAM_NAME.fullmatch(name) for name in value)
+            and MAX_AGE.fullmatch(str(value.get("max_age", 0)))
+        )
+
+    def clean_returned(self, value: Any) -> Mapping[str, str]:
+        """
+        Return what the site's function has returned, as clean as a dict in the settings. Errors:
+        ImproperlyConfigured, which does not show it.
+        """
+        if isinstance(value, Mapping) and self.is_valid(value) and not params_refused(value):
+            return {name: str(given) for name, given in value.items()}
+        raise ImproperlyConfigured(
+            f"The function that {self.name} names returned something else than {Params.bounds}, or "
+            "a parameter that everifin_django sets itself."
+        )
+
+
+def params_refused(params: Mapping[str, Any]) -> list[str]:
+    """
+    Return what no site may add to an authorization request: what the login itself depends on, and
+    ``prompt=none``, by which a user who is not signed in at Everifin never could be.
+    """
+    refused = [name for name in params if name.lower() in PROTOCOL_PARAMS]
+    if "none" in str(params.get("prompt", "")).split():
+        refused.append("prompt=none")
+    return refused
+
+
 class CaBundle(Setting[str | None]):
     bounds = "the path of a file or directory of certificates that exists"
     hint = "Name a file of certificates in PEM form, or leave the setting out."
@@ -395,6 +464,12 @@ def _is_mapping(value: Any, is_valid: Callable[[Any], object]) -> bool:
         and len(value) <= MAX_ENTRIES
         and all(isinstance(name, str) and is_valid(given) for name, given in value.items())
     )
+
+
+def _is_param(value: Any) -> bool:
+    if type(value) is int:
+        return value >= 0
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
 
 
 def _is_field_name(value: Any) -> bool:
@@ -543,6 +618,19 @@ class LoginConf:
         check_id="E063",
         meaning="Anonymous visitors of a decorated view go to `LOGIN_URL`. `False`: to Everifin's "
         "login, if the backend is installed.",
+    )
+    login_params = Params(
+        default={},
+        check_id="E080",
+        meaning="Parameters that a login adds to its request to Everifin, such as `prompt`, "
+        "`max_age`, `acr_values`, `ui_locales`, `login_hint` or Keycloak's `kc_idp_hint`; or the "
+        "path of a function that takes the request and returns them. `max_age` and `acr_values` "
+        "are checked in the ID token: [a fresh or stronger sign-in](../howto/sign-in-again.md).",
+    )
+    connect_params = Params(
+        default={},
+        check_id="E081",
+        meaning="The same for connecting.",
     )
     use_pkce = Flag(
         default=True,

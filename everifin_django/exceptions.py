@@ -32,6 +32,8 @@ What can go wrong, and who has to act.
     ├── PaymentKeyTakenError            the site's developer: one key, one payment
     ├── PaymentInTransactionError       the site's developer takes the view out of the transaction
     ├── LoginError                      the visitor starts the login or connection again
+    │   ├── InsufficientAuthenticationError
+    │   │                               ... and signs in at Everifin anew, or in a stronger way
     │   └── LoginRefusedError           nobody: this site does not let the visitor log in
     ├── IdentityMismatchError           the user signs in at Everifin with the account of before
     └── IdentityTakenError              the visitor logs in as the user who has the Everifin account
@@ -59,6 +61,7 @@ __all__ = [
     "EverifinError",
     "IdentityMismatchError",
     "IdentityTakenError",
+    "InsufficientAuthenticationError",
     "InvalidRequestError",
     "KeysUnavailableError",
     "LoginError",
@@ -339,6 +342,13 @@ class LoginError(EverifinError, SuspiciousOperation):
 
     def __str__(self) -> str:
         return f"The login with Everifin was stopped ({self.reason})."
+
+
+class InsufficientAuthenticationError(LoginError):
+    """
+    The user signed in at Everifin longer ago than ``max_age`` allows, or in another way than
+    ``acr_values`` names, as EVERIFIN_LOGIN_PARAMS or EVERIFIN_CONNECT_PARAMS ask for.
+    """
 
 
 class IdentityMismatchError(EverifinError):

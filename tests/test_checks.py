@@ -18,7 +18,7 @@ from django.test import override_settings
 
 from everifin_django import checks
 from everifin_django.backends import EverifinBackend
-from everifin_django.conf import SETTINGS
+from everifin_django.conf import PROTOCOL_PARAMS, SETTINGS
 from everifin_django.middleware import EverifinMiddleware
 from everifin_django.models import BankToken
 from everifin_django.testing.factories import BankTokenFactory
@@ -120,6 +120,13 @@ WRONG = [
     ("E036", {"EVERIFIN_REQUIRE_ISS": "True"}),
     ("E037", {"EVERIFIN_CREATE_USERS": "False"}),
     ("E052", {"EVERIFIN_CONNECT_ALLOWS_LOGIN": "False"}),
+    ("E080", {"EVERIFIN_LOGIN_PARAMS": ["prompt"]}),
+    ("E080", {"EVERIFIN_LOGIN_PARAMS": {"max_age": "soon"}}),
+    ("E081", {"EVERIFIN_CONNECT_PARAMS": "prompt=login"}),
+    *(("E082", {"EVERIFIN_LOGIN_PARAMS": {name: "x"}}) for name in sorted(PROTOCOL_PARAMS)),
+    ("E082", {"EVERIFIN_CONNECT_PARAMS": {"State": "x"}}),
+    ("E082", {"EVERIFIN_CONNECT_PARAMS": {"prompt": "consent none"}}),
+    ("E084", {"EVERIFIN_CONNECT_PARAMS": "bank.nowhere"}),
     ("E063", {"EVERIFIN_USE_LOGIN_URL": "False"}),
     ("E039", {"EVERIFIN_REFRESH_EVERY_VIEW": 1}),
     ("E042", {"EVERIFIN_CA_BUNDLE": "/nowhere/ca.pem"}),
@@ -167,6 +174,18 @@ def test_a_short_secret_key_that_was_filled_up_is_found():
     material = b"short".ljust(32, b"\0")
     with override_settings(SECRET_KEY="short", EVERIFIN_ENCRYPTION_KEYS=key(material)):
         assert ids() == ["E006"]
+
+
+@pytest.mark.parametrize("name", ["EVERIFIN_LOGIN_PARAMS", "EVERIFIN_CONNECT_PARAMS"])
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [({"max_age": 1}, ["E083"]), ({"acr_values": "2"}, ["E083"]), ({"prompt": "login"}, [])],
+)
+def test_what_only_an_id_token_proves_needs_openid(name, params, expected):
+    backends = ["django.contrib.auth.backends.ModelBackend"]
+    overrides = {name: params, "EVERIFIN_SCOPES": "ais", "AUTHENTICATION_BACKENDS": backends}
+    with override_settings(**overrides):
+        assert ids() == expected
 
 
 def test_an_empty_secret_key_is_left_to_django():

@@ -113,7 +113,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Any:
     package.kms = SimpleNamespace(decrypt=lambda _: bytes(range(32)))
     package.__path__ = []
     monkeypatch.setitem(sys.modules, "shop", package)
-    for name in ("keys", "backends", "views", "models"):
+    for name in ("keys", "backends", "access", "views", "models"):
         monkeypatch.setitem(sys.modules, f"shop.{name}", ModuleType(f"shop.{name}"))
     sys.modules["shop.models"].__dict__["Order"] = Order
     return package
@@ -155,7 +155,7 @@ def templates() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_block_of_the_page_works(page, client):
     client.defaults["REMOTE_ADDR"] = "192.0.2.7"
-    for name in ("shop/keys", "shop/backends"):
+    for name in ("shop/keys", "shop/backends", "shop/access"):
         for block in of_file(page, name):
             module = sys.modules[name.replace("/", ".")]
             exec(compile(block, str(page), "exec"), module.__dict__)  # noqa: S102 - our own pages
@@ -220,6 +220,8 @@ class Played:
             "sender": BankToken,
             "connection_id": user.bank_token.pk,
             "reason": "invalid_grant",
+            "request": request_of(user),
+            "action": "pay",
         }
         client.defaults["HTTP_USER_AGENT"] = "a browser"
         # A bank sends nobody back to a host without a dot.
@@ -236,7 +238,7 @@ class Played:
             del defined[name]
         views = {name: view for name, one in defined.items() if (view := as_view(one))}
         for name, view in views.items():
-            given = {key: self.given[key] for key in parameters(view) if key in self.given}
+            given = {key: self.given[key] for key in parameters(view)[1:] if key in self.given}
             self.urlpatterns.append(path(f"{name}/", view, given, name=name))
         clear_url_caches()
         for name in views:
@@ -286,6 +288,12 @@ def parameters(one: Any, *, needed: bool = False) -> list[str]:
         if parameter.kind is not parameter.VAR_KEYWORD
         if not needed or parameter.default is parameter.empty
     ]
+
+
+def request_of(user: Any) -> Any:
+    request: Any = RequestFactory().get("/")
+    request.user, request.session = user, {}
+    return request
 
 
 def payment() -> SinglePayment:

@@ -20,6 +20,7 @@ import jwt
 from everifin_django.conf import conf
 from everifin_django.exceptions import (
     AnswerError,
+    InsufficientAuthenticationError,
     LoginError,
     NotAuthorizedError,
     UnavailableError,
@@ -94,14 +95,21 @@ def email_of(claims: Claims) -> str:
 
 @hides_frames
 def verify_id_token(
-    token: Secret, *, nonce: str, access_token: Secret | None, started_at: datetime
+    token: Secret,
+    *,
+    nonce: str,
+    access_token: Secret | None,
+    started_at: datetime,
+    asked: Mapping[str, str] | None = None,
 ) -> Claims:
     """
     Return the claims of an ID token that answers the login begun at *started_at* with *nonce*.
+    *asked* has the parameters of its request that say how the user was to sign in.
 
     No request while the signing keys are cached. Without an *access_token* its hash is not checked.
-    Errors: LoginError with the reason; UnavailableError if the keys cannot be had. Source: OpenID
-    Connect Core 1.0, section 3.1.3.7.
+    Errors: LoginError with the reason, InsufficientAuthenticationError for another sign-in than was
+    *asked* for; UnavailableError if the keys cannot be had. Source: OpenID Connect Core 1.0,
+    section 3.1.3.7.
     """
     header, claims = _verified(token, require=("exp", "iat", "iss", "sub", "aud"))
     if header.get("typ", "JWT") != "JWT" or claims.get("typ", "ID") != "ID":
@@ -119,8 +127,34 @@ def verify_id_token(
         raise LoginError("id_token_nonce")
     if access_token is not None and "at_hash" in claims:
         _check_at_hash(header["alg"], claims["at_hash"], access_token)
+    _check_authentication(claims, asked or {}, started_at)
     signing_keys().id_token_algorithm = header["alg"]
     return claims
+
+
+def proof_is_needed(asked: Mapping[str, str]) -> bool:
+    """Does *asked* ask for what only an ID token can prove?"""
+    return bool({"max_age", "acr_values"} & asked.keys())
+
+
+def _check_authentication(claims: Claims, asked: Mapping[str, str], started_at: datetime) -> None:
+    """
+    Hold the sign-in at Everifin to what was asked for: the browser carries the request there, and
+    its user may have changed it.
+
+    Measured from the beginning of the login, so that nobody is refused for being slow at Everifin.
+    Source: OpenID Connect Core 1.0, sections 2 and 3.1.2.1; ``auth_time`` has to be there only if
+    ``max_age`` was sent.
+    """
+    is_anew = "login" in asked.get("prompt", "").split()
+    if "max_age" in asked or (is_anew and "auth_time" in claims):
+        seconds = 0 if is_anew else int(asked["max_age"])
+        earliest = started_at.timestamp() - seconds - SKEW_SECONDS
+        if not earliest <= claims.get("auth_time", 0) <= time() + SKEW_SECONDS:
+            raise InsufficientAuthenticationError("id_token_auth_time")
+    accepted = asked.get("acr_values", "").split()
+    if accepted and claims.get("acr") not in accepted:
+        raise InsufficientAuthenticationError("id_token_acr")
 
 
 def _is_for_us(claims: Claims) -> bool:

@@ -58,14 +58,17 @@ class AuthorizationRequest:
     code_verifier: str | None = field(repr=False)
 
 
-def authorization_request(redirect_uri: str) -> AuthorizationRequest:
+def authorization_request(
+    redirect_uri: str, params: Mapping[str, str] | None = None
+) -> AuthorizationRequest:
     """
-    Return a new authorization request, with a state, nonce and PKCE verifier of its own.
+    Return a new authorization request, with a state, nonce and PKCE verifier of its own, and with
+    the site's *params*.
 
     No request, no query. Source: OpenID Connect Core 1.0, section 3.1.2.1; RFC 7636.
     """
     request = _Request(redirect_uri)
-    response = _RequestView().get(request)
+    response = _RequestView(params=params or {}).get(request)
     ((state, record),) = request.session["oidc_states"].items()
     return AuthorizationRequest(response.url, state, record["nonce"], record["code_verifier"])
 
@@ -73,8 +76,10 @@ def authorization_request(redirect_uri: str) -> AuthorizationRequest:
 class _RequestView(OIDCAuthenticationRequestView):
     get_settings = staticmethod(get_setting)
 
+    params: Mapping[str, str] = {}
+
     def get_extra_params(self, request: HttpRequest) -> dict[str, str]:
-        return {}
+        return dict(self.params)
 
 
 class _Request(HttpRequest):

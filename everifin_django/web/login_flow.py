@@ -14,11 +14,11 @@ import json
 import secrets
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urljoin
 
 from django.conf import settings
@@ -31,8 +31,9 @@ from django.shortcuts import resolve_url
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.module_loading import import_string
 
-from everifin_django.conf import conf
+from everifin_django.conf import Params, conf
 from everifin_django.encryption import active_key, seal
 from everifin_django.exceptions import KeysUnavailableError, LoginError, TokenUnreadableError
 from everifin_django.models import DatabaseNow, LoginFlow, SpentState
@@ -57,7 +58,10 @@ class FlowKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A login or connection in progress. *user_pk* is the user who connects, empty for a login."""
+    """
+    A login or connection in progress. *user_pk* is the user who connects, empty for a login.
+    *asked* has the parameters that say how the user was to sign in at Everifin.
+    """
 
     kind: FlowKind
     user_pk: str
@@ -67,6 +71,7 @@ class Flow:
     host: str
     nonce: str = field(repr=False)
     code_verifier: str | None = field(repr=False)
+    asked: Mapping[str, str] = field(default_factory=dict)
     browser_digest: str = field(default="", repr=False)
     started: float = field(default_factory=time.time)
     state_digest: str = ""
@@ -133,6 +138,23 @@ def erase_secrets(flow: Flow) -> None:
     _write(row, replace(flow, nonce="", code_verifier=None))
     rows = LoginFlow.objects.using(alias()).filter(digest=flow.state_digest)
     rows.update(flow_ciphertext=row.flow_ciphertext)
+
+
+def params_of(kind: FlowKind, request: HttpRequest) -> Mapping[str, str]:
+    """
+    Return what the site adds to the authorization request: EVERIFIN_LOGIN_PARAMS or
+    EVERIFIN_CONNECT_PARAMS. Errors: ImproperlyConfigured.
+    """
+    params = conf.login_params if kind == FlowKind.LOGIN else conf.connect_params
+    if not isinstance(params, str):
+        return params
+    setting = type(conf).login_params if kind == FlowKind.LOGIN else type(conf).connect_params
+    return cast("Params", setting).clean_returned(import_string(params)(request))
+
+
+def asked_by(params: Mapping[str, str]) -> dict[str, str]:
+    """Return those of *params* that say how the user is to sign in."""
+    return {name: params[name] for name in ("prompt", "max_age", "acr_values") if name in params}
 
 
 def cookie_name(state_digest: str) -> str:

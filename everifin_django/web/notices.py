@@ -37,6 +37,8 @@ LOGGED_OUT = "logged_out"
 OTHER_USER = "other_user"
 OTHER_HOST = "other_host"
 BEGIN_AGAIN = "begin_again"
+SIGN_IN_ANEW = "sign_in_anew"
+SIGN_IN_BETTER = "sign_in_better"
 FAILED = "failed"
 PAYMENT_UNCERTAIN = "payment_uncertain"
 
@@ -133,6 +135,20 @@ NOTICES: Mapping[str, Notice] = {
         _("Everifin asks you to start again"),
         _("Its page was open for too long, or you have signed in there in another tab."),
     ),
+    SIGN_IN_ANEW: Notice(
+        _("Please sign in at Everifin again"),
+        _(
+            "This site needs a sign-in that is more recent. Nothing has changed. Start again and "
+            "enter your password at Everifin; if it does not ask for it, sign out there first."
+        ),
+    ),
+    SIGN_IN_BETTER: Notice(
+        _("This site needs a stronger sign-in"),
+        _(
+            "You signed in at Everifin in a way that this site does not accept here. Nothing has "
+            "changed. Start again and choose a stronger one, such as a code from your phone."
+        ),
+    ),
     PAYMENT_UNCERTAIN: Notice(
         _("We do not know whether your payment was made"),
         _("Please look at your account before you pay again, or ask us."),
@@ -154,9 +170,11 @@ BY_REASON: Mapping[str, str] = {
     "refused": REFUSED,
     "login_not_allowed": LOGIN_NOT_ALLOWED,
     "no_id_token": FAILED,
+    "id_token_auth_time": SIGN_IN_ANEW,
+    "id_token_acr": SIGN_IN_BETTER,
 }
 """Which words go with the reason of a LoginError, as far as its beginning does not say it."""
-AFTER_ERRORS = frozenset({CANCELLED, BEGIN_AGAIN, UNAVAILABLE, FAILED})
+AFTER_ERRORS = frozenset({CANCELLED, BEGIN_AGAIN, SIGN_IN_BETTER, UNAVAILABLE, FAILED})
 """What a start page may be told to say by its URL, after Everifin has answered with an error."""
 
 TOKEN_REASONS = ("token_", "id_token_")
@@ -164,8 +182,10 @@ TOKEN_REASONS = ("token_", "id_token_")
 
 def of_reason(reason: str) -> str:
     """Return which words go with the reason of a LoginError."""
+    if reason in BY_REASON:
+        return BY_REASON[reason]
     if reason.startswith(TOKEN_REASONS):
         # The visitor began this login, and came back with a code that was good: what is wrong is
         # what Everifin gave for it, or this site's clock.
         return FAILED
-    return BY_REASON.get(reason, NOT_TRUSTED)
+    return NOT_TRUSTED

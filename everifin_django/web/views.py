@@ -81,7 +81,12 @@ Keycloak.
 """
 
 NO_CODE = Secret("")
-NOTICE_OF_ERROR = {"access_denied": notices.CANCELLED, "invalid_scope": notices.FAILED}
+NOTICE_OF_ERROR = {
+    "access_denied": notices.CANCELLED,
+    "invalid_scope": notices.FAILED,
+    # OpenID Connect Core Error Code unmet_authentication_requirements 1.0
+    "unmet_authentication_requirements": notices.SIGN_IN_BETTER,
+}
 BEGIN_AGAIN = frozenset(
     {
         "login_required",
@@ -104,6 +109,8 @@ STATUSES_BY_REASON = {
     "user_inactive": 403,
     "refused": 403,
     "login_not_allowed": 403,
+    "id_token_auth_time": 403,
+    "id_token_acr": 403,
 }
 """The status of the page that says so; 400 for all others."""
 
@@ -139,7 +146,8 @@ class StartView(View):
 
     def post(self, request: HttpRequest) -> HttpResponse:
         redirect_uri = login_flow.redirect_uri(request)
-        begun = authorization_request(redirect_uri)
+        params = login_flow.params_of(self.kind, request)
+        begun = authorization_request(redirect_uri, params)
         flow = Flow(
             kind=self.kind,
             user_pk=_user_pk(request),
@@ -149,6 +157,7 @@ class StartView(View):
             host=request.get_host(),
             nonce=begun.nonce,
             code_verifier=begun.code_verifier,
+            asked=login_flow.asked_by(params),
         )
         response = leave_for(request, begun.url)
         login_flow.begin(request, response, begun.state, flow)
@@ -293,6 +302,7 @@ class CallbackView(View):
                 code_verifier=flow.verifier,
                 nonce=flow.nonce,
                 started_at=flow.started_at,
+                asked=flow.asked,
             )
         except (UnavailableError, RefusedError) as error:
             return self._not_exchanged(request, flow, error)

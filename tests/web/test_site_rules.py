@@ -352,7 +352,7 @@ class TestCallbackUrl:
 
     def test_one_for_each_language_is_warned_of(self):
         with override_settings(ROOT_URLCONF="tests.web.i18n_urls"):
-            assert self.ids() == ["everifin_django.W008"]
+            assert self.ids() == ["everifin_django.W010"]
 
     def test_one_for_all_is_right(self):
         assert self.ids() == []
