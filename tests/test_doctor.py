@@ -148,3 +148,122 @@ def test_a_missing_migration_is_an_error():
     MigrationRecorder(connection).migration_qs.filter(app="everifin_django").delete()
     (finding,) = findings("error")
     assert (finding["about"], finding["hint"]) == ("database", "manage.py migrate")
+
+
+class TestContentSecurityPolicy:
+    """Of Django's own settings and of django-csp's."""
+
+    @pytest.fixture
+    def policy(self, deployed):
+        """Give a function that puts a policy in force and returns what is found about it."""
+
+        def put(**directives: Any) -> list[tuple[str, str]]:
+            named = {name.replace("_", "-"): value for name, value in directives.items()}
+            deployed.SECURE_CSP = named
+            return self.about_it()
+
+        deployed.MIDDLEWARE = [
+            *deployed.MIDDLEWARE,
+            "django.middleware.csp.ContentSecurityPolicyMiddleware",
+        ]
+        return put
+
+    @staticmethod
+    def about_it() -> list[tuple[str, str]]:
+        return [
+            (finding["level"], finding["hint"])
+            for finding in json.loads(examine("--json")[0])
+            if finding["about"] == "Content Security Policy"
+        ]
+
+    @pytest.mark.parametrize(
+        "directives",
+        [
+            {},
+            {"default_src": ["'self'"]},
+            {"form_action": ["'self'"], "style_src": ["'self'"]},
+            {"form_action": ["https://site.test"], "default_src": ["*"]},
+            {"form_action": ["*.test"], "style_src": "'self' https://cdn.example"},
+            {"sandbox": ["allow-forms", "allow-same-origin", "allow-scripts"]},
+        ],
+    )
+    def test_one_that_allows_what_the_pages_need_is_right(self, policy, directives):
+        assert policy(**directives) == [("ok", "")]
+
+    @pytest.mark.parametrize(
+        ("directives", "level", "hint"),
+        [
+            ({"form_action": ["'none'"]}, "error", "Add 'self' to form-action."),
+            ({"form_action": []}, "error", "Add 'self' to form-action."),
+            ({"form_action": ["https://other.test"]}, "error", "Add 'self' to form-action."),
+            (
+                {"sandbox": ["allow-scripts"]},
+                "error",
+                "Add allow-forms and allow-same-origin to sandbox.",
+            ),
+            ({"default_src": ["'none'"]}, "warning", "Add 'self' to style-src."),
+            (
+                {"default_src": ["'self'"], "style_src": ["'nonce-1'"]},
+                "warning",
+                "Add 'self' to style-src.",
+            ),
+        ],
+    )
+    def test_one_that_does_not_is_told_what_to_add(self, policy, directives, level, hint):
+        assert policy(**directives) == [(level, hint)]
+
+    def test_style_sheets_may_be_on_another_host(self, policy, deployed):
+        deployed.STATIC_URL = "https://cdn.example/static/"
+        hint = "Add https://cdn.example to style-src."
+        assert policy(default_src=["'self'"]) == [("warning", hint)]
+        assert policy(default_src=["'self'", "https://*.example"]) == [("ok", "")]
+
+    def test_payments_may_need_a_picture(self, policy, deployed):
+        deployed.EVERIFIN_SCOPES = "openid ais pis"
+        assert policy(default_src=["'self'"]) == [("warning", "Add data: to img-src.")]
+        assert policy(default_src=["'self'"], img_src=["'self'", "data:"]) == [("ok", "")]
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("CONTENT_SECURITY_POLICY", {"DIRECTIVES": {"form-action": ["'none'"]}}),
+            ("CSP_FORM_ACTION", ("'none'",)),
+        ],
+    )
+    def test_django_csp_is_understood(self, deployed, name, value):
+        deployed.MIDDLEWARE = [*deployed.MIDDLEWARE, "csp.middleware.CSPMiddleware"]
+        setattr(deployed, name, value)
+        assert self.about_it() == [("error", "Add 'self' to form-action.")]
+
+    def test_a_policy_without_its_middleware_is_not_in_force(self, deployed):
+        deployed.SECURE_CSP = {"form-action": ["'none'"]}
+        assert self.about_it() == [("ok", "")]
+
+
+@pytest.mark.parametrize(
+    ("settings_given", "level", "about"),
+    [
+        ({"SESSION_COOKIE_PATH": "/shop/"}, "error", "cookies"),
+        ({"SESSION_COOKIE_DOMAIN": "other.test"}, "error", "cookies"),
+        ({"EVERIFIN_TRUSTED_PROXIES": 1, "SECURE_SSL_REDIRECT": True}, "warning", "proxy"),
+    ],
+)
+def test_what_keeps_the_callback_from_working_is_found(deployed, settings_given, level, about):
+    for name, value in settings_given.items():
+        setattr(deployed, name, value)
+    (finding,) = findings(level)
+    assert finding["about"] == about
+    assert finding["hint"]
+
+
+@pytest.mark.parametrize("domain", [".site.test", "site.test", None])
+def test_cookies_of_this_site_are_right(deployed, domain):
+    deployed.SESSION_COOKIE_DOMAIN = domain
+    assert findings("error") == []
+
+
+def test_an_older_weak_key_is_a_warning(deployed):
+    weak = "old:" + "QUFB" * 10 + "QUE="
+    deployed.EVERIFIN_ENCRYPTION_KEYS = [*deployed.EVERIFIN_ENCRYPTION_KEYS, weak]
+    (finding,) = findings("warning")
+    assert "'old' is not random" in finding["message"]

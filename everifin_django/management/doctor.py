@@ -20,10 +20,18 @@ from django.db.migrations.executor import MigrationExecutor
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 
-from everifin_django.conf import SIGNING_ALGORITHMS, conf
-from everifin_django.encryption import EncryptionContext, active_key, open_sealed, seal
+from everifin_django.conf import DEFAULT_KEY_PROVIDER, SIGNING_ALGORITHMS, conf
+from everifin_django.encryption import (
+    EncryptionContext,
+    Key,
+    active_key,
+    open_sealed,
+    parse_keys,
+    seal,
+)
 from everifin_django.exceptions import APIError, KeysUnavailableError, TokenUnreadableError
 from everifin_django.http.client import Answer, send
+from everifin_django.management.site_policy import examine_cookies, examine_csp, examine_proxy
 from everifin_django.models import BankToken
 from everifin_django.oauth.jwks import keys_in
 from everifin_django.secret import Secret
@@ -84,10 +92,20 @@ def examine_keys() -> Words:
         return
     if opened != Secret("examined"):
         yield "error", "The keys do not decrypt what they encrypt.", KEYS_HINT
-    elif len(set(key.material)) < FEW_BYTES:
+    elif _is_weak(key):
         yield "error", f"The key {key.key_id!r} is not random.", KEYS_HINT
     else:
         yield "ok", f"The key {key.key_id!r} encrypts and decrypts."
+    if conf.key_provider == DEFAULT_KEY_PROVIDER:
+        for older in parse_keys(conf.encryption_keys)[1:]:
+            if _is_weak(older):
+                hint = "Run `manage.py everifin_rotate_keys`, then remove it."
+                yield "warning", f"The older key {older.key_id!r} is not random.", hint
+
+
+def _is_weak(key: Key) -> bool:
+    """A word, a pattern or zeros repeat more bytes than chance does."""
+    return len(set(key.material)) < FEW_BYTES
 
 
 KEYS_HINT = "Put a key that `manage.py everifin_new_key` prints in front of the list."
@@ -269,6 +287,9 @@ def _shown(value: Any) -> str:
 EXAMINATIONS: Mapping[str, Callable[[], Words]] = {
     "settings": examine_settings,
     "keys": examine_keys,
+    "cookies": examine_cookies,
+    "proxy": examine_proxy,
+    "Content Security Policy": examine_csp,
     "database": examine_database,
     "redirect URI": examine_redirect_uri,
     "identity provider": examine_identity_provider,
