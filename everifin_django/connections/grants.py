@@ -239,7 +239,8 @@ class Everifin(Client):
         """
         if not self.user.is_authenticated:
             return None
-        return primary(BankToken).filter(user=self.user).first()
+        rows = BankToken.objects.using(alias()).with_incident()
+        return rows.filter(user=self.user).first()
 
     async def aconnection(self) -> BankToken | None:
         return await sync_to_async(self.connection)()
@@ -247,7 +248,9 @@ class Everifin(Client):
     def health(self) -> BankToken.Health:
         """Return how the connection is, for people. One query."""
         connection = self.connection()
-        return BankToken.Health.DISCONNECTED if connection is None else connection.health()
+        if connection is None or connection.is_stopped():
+            return BankToken.Health.DISCONNECTED
+        return connection.health()
 
     async def ahealth(self) -> BankToken.Health:
         return await sync_to_async(self.health)()

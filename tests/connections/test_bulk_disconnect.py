@@ -208,6 +208,13 @@ class TestIncident:
                 grants.get_access_token(one.user)
         assert list(BankToken.objects.order_by("pk").values()) == before
 
+    def test_users_are_told_that_they_are_not_connected(self):
+        row: Any = BankTokenFactory()
+        assert grants.everifin_for(row.user).is_connected()
+        bulk_disconnect.begin()
+        assert grants.everifin_for(row.user).health() == "disconnected"
+        assert not grants.everifin_for(row.user).is_connected()
+
     def test_a_due_token_is_not_refreshed(self, connected, everifin, age):
         bulk_disconnect.begin()
         age(connected, minutes=5)
