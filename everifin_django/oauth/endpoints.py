@@ -175,7 +175,6 @@ def _ask_for_tokens(form: Form, *, deadline_seconds: float | None = None) -> Tok
 def _post(url: str, form: Form, *, deadline_seconds: float | None) -> Answer:
     headers: dict[str, str | Secret] = {
         "Accept": "application/json",
-        "Accept-Encoding": "identity",
         "Connection": "close",
     }
     if conf.client_auth == "client_secret_basic":

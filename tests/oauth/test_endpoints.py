@@ -354,6 +354,10 @@ class TestAnswers:
         assert granted.refresh == (None if "refresh_token" in changes else Secret("r"))
         assert granted.id is None
 
+    def test_an_id_token_is_kept_as_it_came(self, answer):
+        answer({**TOKENS, "id_token": "a.b.c"})
+        assert refresh_canary().id == Secret("a.b.c")
+
     @pytest.mark.parametrize("status", [201, 202, 203, 206, 299])
     def test_every_success_is_one(self, answer, status):
         answer(TOKENS, status=status)

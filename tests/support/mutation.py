@@ -1,8 +1,8 @@
 """
 The mutation run's own pytest plugin; mutation.md says how that is started.
 
-A module is judged by the tests of its own file, all of them: the tool names those that reach a
-function one by one, and pytest does not find each of these names again.
+A module is judged by the tests of its own file, all of them, and of those that MORE names: the tool
+names the tests that reach a function one by one, and pytest does not find each of these names again.
 
 The tool calls each mutated function from a frame of its own, which holds the arguments. No site has
 that frame, so the tests that look for secrets in errors overlook it.
@@ -15,6 +15,8 @@ from types import FrameType, TracebackType
 
 import pytest
 
+MORE = {"grants": ["tests/connections/test_ends.py", "tests/connections/test_links.py"]}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     from tests.support import malicious_server  # not before Django's settings are known
@@ -26,7 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     path = os.environ["MUTANT_UNDER_TEST"].split(".")[1:-1]
     if path:
         *folders, module = path
-        config.args = ["/".join(["tests", *folders, f"test_{module}.py"])]
+        own = "/".join(["tests", *folders, f"test_{module}.py"])
+        config.args = [own, *MORE.get(module, [])]
 
 
 def _frames_of_a_site(traceback: TracebackType | None) -> Iterator[tuple[FrameType, int]]:
