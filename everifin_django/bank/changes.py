@@ -37,6 +37,11 @@ class TransactionChanges(Iterator[Transaction]):
         began. So does one whose list did not tell its end, or grew or shrank while it was read.
         """
 
+    @property
+    def fetched(self) -> int:
+        """How many rows can be had without a request."""
+        return self._rows.fetched
+
     def __next__(self) -> Transaction:
         self._begins_at = self._begins_at or timezone.now()
         try:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, time
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -31,7 +31,7 @@ from everifin_django.bank.accounts import (
     bank_reader,
     transaction_reader,
 )
-from everifin_django.bank.aio import async_call, async_changes, async_rows
+from everifin_django.bank.aio import AsyncCalls, TokenSource, async_call, async_changes, async_rows
 from everifin_django.bank.changes import TransactionChanges
 from everifin_django.bank.decoding import RowError
 from everifin_django.bank.end_user import is_public, parse_ip
@@ -64,19 +64,6 @@ MAX_ID = 10**18
 Id: TypeAlias = str | int | UUID
 
 
-class TokenSource(Protocol):
-    """Where the client gets its access token from."""
-
-    def get(self) -> Secret:
-        """Return an access token that is good to use."""
-
-    def refresh(self, rejected: Secret) -> Secret:
-        """Return another one, because Everifin refused *rejected*."""
-
-    def reject(self, rejected: Secret) -> None:
-        """Take note that Everifin refused the one that ``refresh`` gave, too. May raise."""
-
-
 @dataclass(frozen=True, slots=True)
 class EndUser:
     """
@@ -102,7 +89,7 @@ class EndUser:
             raise ValueError("The end user's user_agent is not printable ASCII.")
 
 
-class Client:
+class Client(AsyncCalls):
     """
     Calls the bank API with the tokens of *source*.
 

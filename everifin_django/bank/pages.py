@@ -79,6 +79,8 @@ class Rows(Iterator[R]):
         self._page_size = page_size
         self._rows = self._read()
         self._count: int | None = None
+        self.fetched = 0
+        """How many rows can be had without a request."""
         self.is_complete = False
 
     def __next__(self) -> R:
@@ -118,7 +120,10 @@ class Rows(Iterator[R]):
         totals: set[int] = set()
         count = 0
         for page in self._pages():
-            yield from page.rows
+            self.fetched = len(page.rows)
+            for row in page.rows:
+                self.fetched -= 1
+                yield row
             count += len(page.rows)
             if page.total is not None:
                 totals.add(page.total)

@@ -1,8 +1,8 @@
 """
 The mutation run's own pytest plugin; mutation.md says how that is started.
 
-A module is judged by the tests of its own file, all of them, and of those that MORE names: the tool
-names the tests that reach a function one by one, and pytest does not find each of these names again.
+A module is judged by all tests of its own file, and of those that MORE names: the tool names the
+tests that reach a function one by one, and pytest does not find each of these names again.
 
 The tool calls each mutated function from a frame of its own, which holds the arguments. No site has
 that frame, so the tests that look for secrets in errors overlook it.
