@@ -41,6 +41,7 @@ from everifin_django.bank.payments import (
     PushStep,
     RedirectStep,
     SinglePayment,
+    UnknownStep,
 )
 from everifin_django.conf import conf
 from everifin_django.encryption import active_key, seal
@@ -53,6 +54,7 @@ from everifin_django.exceptions import (
     PaymentNotEditableError,
     PaymentRejectedError,
     PaymentUncertainError,
+    RateLimitedError,
     RefusedError,
 )
 from everifin_django.models import DatabaseNow, Payment, PaymentQuerySet, in_database_seconds
@@ -70,6 +72,7 @@ State = Payment.State
 
 LEASE_SPARE_SECONDS = 20
 MAX_KEY_LENGTH = 255
+MAX_NEXT_URL_LENGTH = 2000
 MAX_NEXT_STEPS = 5
 """How many steps that ask for nothing are taken in one request."""
 
@@ -92,7 +95,7 @@ def pay_once(
     Errors: PaymentKeyTakenError; PaymentInTransactionError; TokenError and UnavailableError if
     nothing was sent, and the row may be continued by another call.
     """
-    row = record(user, key, payment, next_url=next_url)
+    row = expire_lease(record(user, key, payment, next_url=next_url))
     if row.state == State.RECORDED:
         row = create(client, row, return_url)
     if row.state == State.OPEN and row.awaits == Awaits.NOTHING:
@@ -116,7 +119,8 @@ def record(user: Any, key: str | int | uuid.UUID, payment: Asked, *, next_url: s
     if row is None:
         # Another process inserted it between the two statements.
         row = _rows().get(key_digest=digest)
-    if row.user_pk != str(user.pk) or not _is_for(row, payment):
+    # A user who was deleted has no row any more: another one may have their primary key today.
+    if row.user_id != user.pk or row.user_pk != str(user.pk) or not _is_for(row, payment):
         raise PaymentKeyTakenError
     return row
 
@@ -135,8 +139,11 @@ def create(client: Client, row: Payment, return_url: Callable[[Secret], str]) ->
         return reread(row)
     try:
         everifin_id = _send(client, with_way_back(row, return_url(return_value)))
-    except PaymentUncertainError:
-        return mark_uncertain(row, "answer_lost")
+    except (PaymentUncertainError, RateLimitedError) as error:
+        if doubt := _doubt(error):
+            return mark_uncertain(row, doubt)
+        release(row)
+        raise
     except RefusedError as error:
         if error.status == 401:
             release(row)
@@ -237,7 +244,7 @@ def look(client: Client, row: Payment) -> Payment:
     row = expire_lease(row)
     if row.is_final or row.state in (State.RECORDED, State.SENDING) or row.lease_until is not None:
         return row
-    _swap(row, {}, looked_at=timezone.now())
+    _note_look(row)
     try:
         found = _find(client, row)
     except PaymentUncertainError as error:
@@ -246,6 +253,11 @@ def look(client: Client, row: Payment) -> Payment:
     if found is None:
         return _absent(row)
     return _apply(row, found)
+
+
+def _note_look(row: Payment) -> None:
+    """The version stays: a form that a person is filling in is as good as before."""
+    _rows().filter(pk=row.pk).update(looked_at=timezone.now())
 
 
 def expire_lease(row: Payment) -> Payment:
@@ -403,7 +415,9 @@ def _digest(text: str) -> str:
 
 def _text_of(key: str | int | uuid.UUID) -> str:
     text = str(key)
-    if isinstance(key, bool) or not text.strip() or len(text) > MAX_KEY_LENGTH or "\0" in text:
+    # None is no key either: every order that is not saved yet would have the same one.
+    is_key = isinstance(key, str | int | uuid.UUID) and not isinstance(key, bool)
+    if not is_key or not text.strip() or len(text) > MAX_KEY_LENGTH or "\0" in text:
         raise ValueError(
             f"The key of a payment is a string of 1 to {MAX_KEY_LENGTH} characters, an integer or "
             "a UUID, such as the id of its order."
@@ -445,7 +459,7 @@ def _new_row(user: Any, key: str, payment: Asked, next_url: str) -> Payment:
         external_id=str(payment.external_id or uuid.uuid4()),
         amount=_amount(payment),
         currency=_currency(payment),
-        next_url=next_url,
+        next_url=next_url if len(next_url) <= MAX_NEXT_URL_LENGTH else "",
     )
     text = Secret(json.dumps(_dump(payment)))
     row.payment_ciphertext = seal(text, row.encryption_context("payment"), active_key())
@@ -542,18 +556,30 @@ def _take_one_step(client: Client, row: Payment, inputs: Mapping[str, str | Secr
         process = client.process_bulk_payment
     try:
         answer = process(row.everifin_id, inputs=inputs, step=step)
-    except PaymentUncertainError:
-        return mark_uncertain(row, "answer_lost")
+    except PaymentUncertainError as error:
+        return mark_uncertain(row, _doubt(error))
     except PaymentRejectedError as error:
         return finish(row, State.FAILED, reason=error.code or "rejected")
     except PaymentNotEditableError:
         _swap(row, {}, lease_until=None)
         return look(client, reread(row))
-    except EverifinError:
+    except EverifinError as error:
+        if inputs and (doubt := _doubt(error)):
+            return mark_uncertain(row, doubt)
         # Nothing has changed at Everifin: the same step can be taken again.
         _swap(row, {}, lease_until=None)
         raise
     return _store_step(row, answer)
+
+
+def _doubt(error: EverifinError) -> str:
+    """
+    Why nobody knows what was done, an empty string if nothing was: 429 proves that only in
+    Everifin's own words, because anybody on the way may say it after the work.
+    """
+    if isinstance(error, PaymentUncertainError):
+        return "answer_lost"
+    return "rate_limited" if isinstance(error, RateLimitedError) and error.code is None else ""
 
 
 def _store_step(row: Payment, step: PaymentStep) -> Payment:
@@ -572,6 +598,9 @@ def _awaits(step: PaymentStep) -> Awaits:
             return Awaits.INPUT
         case PushStep():
             return Awaits.PUSH
+        case UnknownStep():
+            # Not taken at once again: a word that is not known here may ask for something.
+            return Awaits.NOTHING
         case _:
             return Awaits.NEXT
 
@@ -606,8 +635,7 @@ def _absent(row: Payment) -> Payment:
 
 
 def _apply(row: Payment, found: Any) -> Payment:
-    amount = found.total_amount if row.kind == Payment.Kind.BULK else found.amount
-    if (amount, found.currency) not in ((row.amount, row.currency), (None, None)):
+    if _is_another(row, found):
         logger.critical("Payment %s is another one at Everifin than here.", row.pk)
         return reread(row)
     if found.status.is_final:
@@ -625,7 +653,21 @@ def _apply(row: Payment, found: Any) -> Payment:
     return reread(row)
 
 
+def _is_another(row: Payment, found: Any) -> bool:
+    """
+    Does what Everifin tells belong to another payment? What it does not tell proves nothing.
+
+    A site may have used one external id for several payments, of which another row has this one.
+    """
+    amount = found.total_amount if row.kind == Payment.Kind.BULK else found.amount
+    told = ((amount, row.amount), (found.currency, row.currency))
+    if any(there is not None and there != here for there, here in told):
+        return True
+    return _rows().filter(everifin_id=found.id, kind=row.kind).exclude(pk=row.pk).exists()
+
+
 def _looked_at(client_for: Callable[[Any], Client], row: Payment) -> str:
+    _note_look(row)  # also of one that cannot be looked for: others get their turn
     if row.user is None:
         return "failed"
     try:

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth.views import redirect_to_login
+from django.forms import Field
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import get_object_or_404, render
 from django.urls import get_script_prefix
@@ -45,6 +46,8 @@ POLL_FOR = timedelta(minutes=2)
 LOOK_AGAIN_AFTER = timedelta(seconds=10)
 MAX_PARAMETERS = 32
 MAX_PARAMETER_LENGTH = 4096
+REQUIRED = Field.default_error_messages["required"]
+"""Django's own words."""
 
 Awaits = Payment.Awaits
 State = Payment.State
@@ -63,12 +66,23 @@ class Page:
 
 
 @auth_view
-@method_decorator(everifin_required(scopes={"pis"}), name="dispatch")
 @method_decorator(sensitive_post_parameters(), name="dispatch")
 class PaymentView(View):
-    """Show one payment of the user, and take its next step."""
+    """
+    Show one payment of the user, and take its next step.
+
+    How a payment ended is shown to users who are not connected any more, too.
+    """
 
     http_method_names = ["get", "head", "post", "options"]
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        if not request.user.is_authenticated:
+            return redirect_to_login(request.get_full_path())
+        row = _own_payment(request, kwargs["pk"])
+        if row.is_final and request.method in ("GET", "HEAD"):
+            return _show(request, row)
+        return _dispatch_connected(request, super().dispatch, *args, **kwargs)
 
     def get(self, request: HttpRequest, pk: Any) -> HttpResponse:
         row = _own_payment(request, pk)
@@ -85,13 +99,19 @@ class PaymentView(View):
             # A form of an earlier step: nothing is sent for it.
             return HttpResponseRedirect(row.get_absolute_url())
         try:
-            _go_on(request, row)
+            if not _go_on(request, row):
+                return _show(request, row, error=str(REQUIRED), status=422)
         except EndUserMissingError:
             raise
         except InvalidRequestError:
             message = _("Your bank did not accept this. Please check it and try again.")
             return _show(request, ledger.reread(row), error=message, status=422)
         return HttpResponseRedirect(row.get_absolute_url())
+
+
+@everifin_required(scopes={"pis"})
+def _dispatch_connected(request: HttpRequest, dispatch: Any, *args: Any, **kwargs: Any) -> Any:
+    return dispatch(request, *args, **kwargs)
 
 
 @auth_view
@@ -170,15 +190,21 @@ def _may_look(row: Payment) -> bool:
     return row.looked_at is None or timezone.now() - row.looked_at > LOOK_AGAIN_AFTER
 
 
-def _go_on(request: Any, row: Payment) -> None:
+def _go_on(request: Any, row: Payment) -> bool:
+    """Take the step that the user pressed the button for; False if a field was left empty."""
     if row.state == State.RECORDED:
         ledger.create(request.everifin, row, request.everifin.payment_return_url)
     elif row.state == State.UNCERTAIN:
         ledger.look(request.everifin, row)
     elif row.state == State.OPEN and row.awaits == Awaits.INPUT:
-        ledger.take_step(request.everifin, row, inputs=_inputs(request, row))
+        inputs = _inputs(request, row)
+        if not all(value.reveal().strip() for value in inputs.values()):
+            # Nothing is sent: a bank may count it as a wrong password.
+            return False
+        ledger.take_step(request.everifin, row, inputs=inputs)
     elif row.state == State.OPEN and row.awaits != Awaits.REDIRECT:
         ledger.take_step(request.everifin, row)
+    return True
 
 
 def _inputs(request: HttpRequest, row: Payment) -> dict[str, Secret]:

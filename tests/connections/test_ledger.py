@@ -6,6 +6,7 @@ import uuid
 from datetime import timedelta
 from decimal import Decimal
 from io import StringIO
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from django.db import connection, transaction
 from django.urls import reverse
 from django.utils import timezone
 
-from everifin_django.bank.payments import BulkItem, BulkPayment, SinglePayment
+from everifin_django.bank.payments import BulkItem, BulkPayment, PaymentStep, SinglePayment
 from everifin_django.connections import everifin_for, ledger
 from everifin_django.exceptions import (
     PaymentInTransactionError,
@@ -86,7 +87,9 @@ class TestRecord:
         assert ledger.record(payer, key, single()) == ledger.record(payer, str(key), single())
         assert ledger.record(payer, 17, single()) == ledger.record(payer, "17", single())
 
-    @pytest.mark.parametrize("key", ["", "  ", "x" * 256, "a\0b", True])
+    @pytest.mark.parametrize(
+        "key", ["", "  ", "x" * 256, "a\0b", True, None, b"order-1", 1.5, object()]
+    )
     def test_what_is_no_key_is_refused(self, payer, key):
         with pytest.raises(ValueError, match="key of a payment"):
             ledger.record(payer, key, single())
@@ -124,6 +127,17 @@ class TestRecord:
         assert Payment.objects.get() == row
         with pytest.raises(PaymentKeyTakenError):
             ledger.record(django_user_model.objects.create_user("new"), "order-1", single())
+
+    def test_nor_for_whoever_has_the_primary_key_of_the_deleted_user(self, payer, everifin):
+        ledger.record(payer, "order-1", single())
+        pk = payer.pk
+        payer.delete()
+        other = type(payer).objects.create(pk=pk, username="other")
+        with pytest.raises(PaymentKeyTakenError):
+            ledger.record(other, "order-1", single())
+
+    def test_a_page_to_go_on_to_may_be_too_long_to_keep(self, payer):
+        assert ledger.record(payer, "order-1", single(), next_url="/" + "x" * 2000).next_url == ""
 
     def test_not_inside_a_transaction(self, payer):
         with transaction.atomic(), pytest.raises(PaymentInTransactionError):
@@ -197,8 +211,76 @@ class TestPayOnce:
         assert ledger.by_return_value(value.reveal()) == Payment.objects.get()
         assert ledger.by_return_value("guessed") is None
 
+    def test_a_second_call_says_that_it_is_uncertain(self, payer, everifin):
+        client = everifin_for(payer)
+        row = ledger.record(payer, "order-1", single())
+        ledger.claim(row)
+        Payment.objects.update(lease_until=timezone.now() - timedelta(minutes=1))
+        again = client.pay_once("order-1", single())
+        assert (again.state, again.reason) == (State.UNCERTAIN, "process_ended")
+        assert made(everifin) == 0
+
+    @pytest.mark.parametrize("lost", [None, "after"])
+    def test_too_many_calls_prove_nothing_unless_everifin_says_so(self, payer, everifin, lost):
+        """A gateway may say so, and after the work."""
+        everifin.faults.add("api.payments", status=429, html=True, lost=lost, times=1)
+        client = everifin_for(payer)
+        for _ in range(2):
+            row = client.pay_once("order-1", single())
+            assert (row.state, row.reason) == (State.UNCERTAIN, "rate_limited")
+        assert made(everifin) == (lost == "after")
+
+    def test_what_everifin_says_is_too_many_is_sent_by_the_next_call(self, payer, everifin):
+        body = {"meta": {"status": "ERROR"}, "errors": [{"code": "TOO_MANY", "title": "Wait"}]}
+        everifin.faults.add("api.payments", status=429, body=body, times=1)
+        client = everifin_for(payer)
+        with pytest.raises(UnavailableError):
+            client.pay_once("order-1", single())
+        assert client.pay_once("order-1", single()).state == State.OPEN
+        assert made(everifin) == 1
+
+    def test_a_step_nobody_knows_is_not_taken_again_at_once(self, payer, everifin):
+        step = {"type": "MADE_UP", "status": "PROCESSING", "id": "1"}
+        row = ledger.record(payer, "order-1", single())
+        row = ledger._store_step(Payment.objects.get(), PaymentStep.from_raw(step))
+        assert row.awaits == Payment.Awaits.NOTHING
+
 
 class TestLook:
+    def test_it_leaves_a_form_that_is_being_filled_in_as_good_as_it_was(self, payer, everifin):
+        everifin_for(payer).pay_once("order-1", single())
+        before = Payment.objects.get()
+        call_command("everifin_payments", stdout=StringIO())
+        after = Payment.objects.get()
+        assert after.looked_at is not None
+        assert (after.version, after.updated_at) == (before.version, before.updated_at)
+
+    def test_those_of_deleted_users_do_not_stand_before_all_others(
+        self, payer, everifin, django_user_model
+    ):
+        everifin_for(payer).pay_once("order-1", single())
+        payer.delete()
+        other = django_user_model.objects.create_user("other")
+        everifin.connect(other, "bob")
+        everifin_for(other).pay_once("order-2", single())
+        for _ in range(2):
+            call_command("everifin_payments", limit=1, stdout=StringIO())
+        assert not Payment.objects.filter(looked_at=None).exists()
+
+    def test_one_external_id_for_two_payments_does_not_mix_them_up(self, payer, everifin):
+        client = everifin_for(payer)
+        client.pay_once("order-1", single(external_id="order-1"))
+        everifin.faults.add("api.payments", lost="before", times=1)
+        row = client.pay_once("order-1-again", single(external_id="order-1"))
+        assert ledger.look(client, row).state == State.UNCERTAIN
+        assert Payment.objects.exclude(everifin_id="").count() == 1
+
+    @pytest.mark.parametrize("told", [{"amount": None}, {"currency": None}])
+    def test_what_is_not_told_makes_no_other_payment_of_it(self, payer, everifin, told):
+        row = everifin_for(payer).pay_once("order-1", single())
+        found = SimpleNamespace(**{"id": "1", "amount": row.amount, "currency": "EUR", **told})
+        assert not ledger._is_another(row, found)
+
     def test_what_is_found_must_be_the_same_payment(self, payer, everifin, caplog):
         row = everifin_for(payer).pay_once("order-1", single())
         Payment.objects.update(state=State.UNCERTAIN, amount=Decimal("99.00"))

@@ -20,7 +20,8 @@ from django.utils import timezone
 from django.views.decorators.http import require_POST
 
 from everifin_django.bank.client import Client as BankClient
-from everifin_django.bank.payments import SinglePayment
+from everifin_django.bank.payments import BulkItem, BulkPayment, SinglePayment
+from everifin_django.connections import everifin_for
 from everifin_django.decorators import everifin_required
 from everifin_django.exceptions import PaymentInTransactionError
 from everifin_django.models import Payment
@@ -245,6 +246,28 @@ class TestInputs:
         assert "Your payment is on its way" in page
         assert '<meta http-equiv="refresh" content="5">' in page
 
+    def test_an_empty_field_sends_nothing(self, payer, everifin):
+        pay(payer, everifin, "inputs")
+        calls = everifin.calls["api.payment"]
+        for fields in ({}, {"userId": "alice"}, {"userId": "alice", "userPassword": " "}):
+            answer = go_on(payer, **fields)
+            assert answer.status_code == 422
+            assert "This field is required." in text_of(answer)
+        assert everifin.calls["api.payment"] == calls
+
+    @pytest.mark.parametrize("lost", [None, "after"])
+    def test_too_many_calls_leave_doubt_about_what_was_entered(self, payer, everifin, lost):
+        pay(payer, everifin, "inputs")
+        everifin.faults.add("api.payment", status=429, html=True, lost=lost, times=1)
+        step = {"version": row().version, "userId": "alice", "userPassword": CANARY}
+        payer.post(row().get_absolute_url(), step)
+        assert (row().state, row().reason) == (Payment.State.UNCERTAIN, "rate_limited")
+        calls = everifin.calls["api.payment"]
+        payer.get(row().get_absolute_url())
+        assert row().state == Payment.State.OPEN
+        assert everifin.last_request["api.payment"].method == "GET"
+        assert everifin.calls["api.payment"] == calls + 1
+
     def test_only_what_the_bank_asked_for_is_sent(self, payer, everifin, monkeypatch):
         pay(payer, everifin, "inputs")
         sent: list[Any] = []
@@ -297,6 +320,36 @@ class TestPush:
         page = text_of(later(payer))
         assert "http-equiv" not in page.replace('name="referrer"', "")
         assert "Check now" in page
+
+
+class TestAfterwards:
+    def test_a_receipt_needs_no_connection(self, payer, everifin):
+        pay(payer, everifin, "push")
+        assert ">Paid<" in text_of(later(payer))
+        payer.post("/everifin/disconnect/")
+        assert ">Paid<" in text_of(payer.get(row().get_absolute_url()))
+        payer.logout()
+        assert payer.get(row().get_absolute_url()).status_code == 302
+
+    def test_a_bulk_names_each_payee(self, payer, everifin, settings):
+        settings.EVERIFIN_REDIRECT_URI = "https://shop.test/everifin/callback/"
+        items = [
+            BulkItem(
+                amount=Decimal(amount),
+                currency="EUR",
+                recipient_iban=PAYEE,
+                recipient_name=f"Anna {amount}",
+            )
+            for amount in ("1.10", "2.20")
+        ]
+        bulk = BulkPayment(
+            name="wages", sender_iban=sender(everifin, "redirect"), payments=tuple(items)
+        )
+        user = get_user_model().objects.get(username="payer")
+        paid = everifin_for(user).pay_once("wages-1", bulk)
+        page = text_of(payer.get(paid.get_absolute_url()))
+        for amount in ("1.10", "2.20"):
+            assert f"Anna {amount}, {PAYEE}, {amount} EUR" in page
 
 
 class TestOnce:
