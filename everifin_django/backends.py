@@ -32,7 +32,7 @@ from django.http import HttpRequest
 from django.utils.module_loading import import_string
 from django.views.decorators.debug import sensitive_variables
 
-from everifin_django.conf import conf
+from everifin_django.conf import conf, proof_is_needed
 from everifin_django.connections import grants, links, revocation
 from everifin_django.encryption import active_key
 from everifin_django.exceptions import APIError, IdentityTakenError, LoginError, LoginRefusedError
@@ -273,7 +273,7 @@ def is_ours(backend_path: str) -> bool:
 
 
 def _refuse_without_proof(asked: Mapping[str, str]) -> None:
-    if id_token.proof_is_needed(asked):
+    if proof_is_needed(asked):
         logger.error(
             "Everifin gave no ID token, and nothing else proves the max_age or acr_values that was "
             "asked for. Does EVERIFIN_SCOPES ask for openid?"

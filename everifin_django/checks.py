@@ -35,12 +35,12 @@ from everifin_django.conf import (
     conf,
     is_plain_loopback,
     params_refused,
+    proof_is_needed,
 )
 from everifin_django.connections.key_rotation import UNREADABLE, keys_in_use
 from everifin_django.encryption import KEY_BYTES, Key, is_known, parse_key, parse_keys
 from everifin_django.exceptions import KeysUnavailableError
 from everifin_django.models import BankToken
-from everifin_django.oauth.id_token import proof_is_needed
 from everifin_django.web.login_flow import hosts_are_named
 
 MIDDLEWARE = "everifin_django.middleware.EverifinMiddleware"
@@ -72,6 +72,7 @@ def register() -> None:
         check_sessions,
         check_login,
         check_params,
+        check_access_check,
         check_logout,
         check_hosts,
         check_names,
@@ -237,6 +238,19 @@ def _errors_of_params(name: str) -> Iterable[CheckMessage]:
             id="E083",
             hint='Add "openid" to EVERIFIN_SCOPES.',
         )
+
+
+def check_access_check(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    path = _value_of("EVERIFIN_ACCESS_CHECK")
+    if not path or callable(_load(path)):
+        return []
+    return [
+        _error(
+            "EVERIFIN_ACCESS_CHECK does not lead to a function.",
+            id="E086",
+            hint="Name a function that takes the request and an action.",
+        )
+    ]
 
 
 def check_logout(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:

@@ -398,6 +398,11 @@ class Params(Setting[Mapping[str, str] | str]):
         )
 
 
+def proof_is_needed(params: Mapping[str, str]) -> bool:
+    """Do *params* ask for what only an ID token can prove?"""
+    return bool({"max_age", "acr_values"} & params.keys())
+
+
 def params_refused(params: Mapping[str, Any]) -> list[str]:
     """
     Return what no site may add to an authorization request: what the login itself depends on, and
@@ -407,6 +412,16 @@ def params_refused(params: Mapping[str, Any]) -> list[str]:
     if "none" in str(params.get("prompt", "")).split():
         refused.append("prompt=none")
     return refused
+
+
+class FunctionPath(Setting[str | None]):
+    bounds = "the dotted path of a function, or None"
+
+    def clean(self, value: Any) -> str | None:
+        return None if _is_unset(value) else super().clean(value)
+
+    def is_valid(self, value: Any) -> object:
+        return isinstance(value, str) and len(value) <= MAX_NAME and DOTTED_PATH.fullmatch(value)
 
 
 class CaBundle(Setting[str | None]):
@@ -764,6 +779,15 @@ class RequestConf:
         check_id="E039",
         meaning="The token is refreshed before every view of a logged-in user, decorated or not. "
         "Read when the site starts.",
+    )
+    access_check = FunctionPath(
+        default=None,
+        check_id="E085",
+        meaning="The path of a function that is asked before a request uses a bank. It takes "
+        'the request and `"connect"`, `"disconnect"`, `"read"` or `"pay"`, and returns `None`, '
+        "or the response that is given instead: "
+        "[keep others out](../howto/sign-in-again.md#keep-others-out).",
+        hint="docs/howto/sign-in-again.md shows such a function.",
     )
     trusted_proxies = WholeNumber(
         default=0,

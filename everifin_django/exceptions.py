@@ -14,6 +14,7 @@ What can go wrong, and who has to act.
     │   │   ├── TamperedError
     │   │   └── MalformedError
     │   └── RefreshInTransactionError   the site's developer marks the view
+    ├── AccessDeniedError               the user, as the site's own response says
     ├── APIError                        a call to Everifin did not give what was asked for
     │   ├── UnavailableError            nobody: try again later
     │   │   ├── UnreachableError        ... nothing was sent
@@ -54,6 +55,7 @@ from django.http import Http404
 
 __all__ = [
     "APIError",
+    "AccessDeniedError",
     "AnswerError",
     "AnswerLostError",
     "ConsentExpiredError",
@@ -179,6 +181,23 @@ class RefreshInTransactionError(TokenError):
     """
 
     refresh_later: Any = None
+
+
+class AccessDeniedError(EverifinError):
+    """
+    The site's EVERIFIN_ACCESS_CHECK does not let this request use the bank. The middleware answers
+    with ``response``; nothing was sent. It is None in a copy from a task queue.
+    """
+
+    def __init__(self, response: Any = None) -> None:
+        super().__init__()
+        self.response = response
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+    def __str__(self) -> str:
+        return "EVERIFIN_ACCESS_CHECK does not let this request use the bank. Nothing was sent."
 
 
 class APIError(EverifinError):

@@ -191,7 +191,14 @@ def _everifin(request: HttpRequest) -> Any:
         request.user,
         end_user=EndUser(ip=end_user_ip(request), user_agent=user_agent),
         build_url=partial(_absolute_url, request),
+        require=partial(_require_access, request) if conf.access_check else None,
     )
+
+
+def _require_access(request: HttpRequest, action: Any) -> None:
+    from everifin_django.web.access import require  # as above
+
+    require(request, action)
 
 
 def _absolute_url(request: HttpRequest, path: str) -> str:

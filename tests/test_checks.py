@@ -120,6 +120,8 @@ WRONG = [
     ("E036", {"EVERIFIN_REQUIRE_ISS": "True"}),
     ("E037", {"EVERIFIN_CREATE_USERS": "False"}),
     ("E052", {"EVERIFIN_CONNECT_ALLOWS_LOGIN": "False"}),
+    ("E085", {"EVERIFIN_ACCESS_CHECK": "check"}),
+    ("E086", {"EVERIFIN_ACCESS_CHECK": "shop.nowhere"}),
     ("E080", {"EVERIFIN_LOGIN_PARAMS": ["prompt"]}),
     ("E080", {"EVERIFIN_LOGIN_PARAMS": {"max_age": "soon"}}),
     ("E081", {"EVERIFIN_CONNECT_PARAMS": "prompt=login"}),

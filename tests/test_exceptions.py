@@ -13,6 +13,7 @@ from django.test import RequestFactory
 
 from everifin_django import exceptions
 from everifin_django.exceptions import (
+    AccessDeniedError,
     AnswerError,
     AnswerLostError,
     APIError,
@@ -61,6 +62,7 @@ ERRORS = [
     TamperedError("text"),
     MalformedError("text"),
     RefreshInTransactionError("text"),
+    AccessDeniedError(),
     APIError("text", **API),
     UnavailableError("text", **API),
     UnreachableError("text", **API),

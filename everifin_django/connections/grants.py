@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urljoin
 
 from asgiref.sync import sync_to_async
@@ -221,10 +221,16 @@ class Everifin(Client):
         *,
         end_user: EndUser | None = None,
         build_url: Callable[[str], str] | None = None,
+        require: Callable[[Literal["read", "pay"]], None] | None = None,
     ) -> None:
         self.user = user
         self._build_url = build_url or _url_of_this_site
-        super().__init__(UserTokenSource(user), end_user=end_user)
+        self._require = require or _allow
+        super().__init__(UserTokenSource(user, require=self._require), end_user=end_user)
+
+    def _pay(self, *args: Any, **kwargs: Any) -> Any:
+        self._require("pay")
+        return super()._pay(*args, **kwargs)
 
     def _send(self, *args: Any, **options: Any) -> Answer:
         answer = super()._send(*args, **options)
@@ -292,6 +298,7 @@ class Everifin(Client):
         *next_url*. A second call with the same key, at once or a year later, from any process,
         sends nothing for a payment that was sent. Costs and errors as ``ledger.pay_once``.
         """
+        self._require("pay")
         return ledger.pay_once(
             self,
             self.user,
@@ -318,6 +325,10 @@ class Everifin(Client):
         return self._build_url(reverse("everifin_django:payment_return", args=[value.reveal()]))
 
 
+def _allow(action: str) -> None:
+    """Without a request there is nobody to ask about."""
+
+
 def _url_of_this_site(path: str) -> str:
     if conf.redirect_uri is None:
         raise ImproperlyConfigured(
@@ -333,11 +344,13 @@ class UserTokenSource:
     share it.
     """
 
-    def __init__(self, user: Any) -> None:
+    def __init__(self, user: Any, *, require: Callable[[Literal["read"]], None] = _allow) -> None:
         self._user = user
+        self._require = require
         self._access_token: AccessToken | None = None
 
     def access_token(self) -> AccessToken:
+        self._require("read")
         current = self._access_token
         if current is None or current.overdue_at <= timezone.now():
             current = self._access_token = get_access_token(self._user)

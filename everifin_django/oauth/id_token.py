@@ -132,11 +132,6 @@ def verify_id_token(
     return claims
 
 
-def proof_is_needed(asked: Mapping[str, str]) -> bool:
-    """Does *asked* ask for what only an ID token can prove?"""
-    return bool({"max_age", "acr_values"} & asked.keys())
-
-
 def _check_authentication(claims: Claims, asked: Mapping[str, str], started_at: datetime) -> None:
     """
     Hold the sign-in at Everifin to what was asked for: the browser carries the request there, and

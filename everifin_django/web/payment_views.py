@@ -37,6 +37,7 @@ from everifin_django.exceptions import (
 )
 from everifin_django.models import Payment
 from everifin_django.secret import Secret
+from everifin_django.web import access
 from everifin_django.web.login_flow import safe_next
 from everifin_django.web.views import auth_view, take_query
 
@@ -81,7 +82,9 @@ class PaymentView(View):
             return redirect_to_login(request.get_full_path())
         row = _own_payment(request, kwargs["pk"])
         if row.is_final and request.method in ("GET", "HEAD"):
+            access.require(request, "read")
             return _show(request, row)
+        access.require(request, "pay")
         return _dispatch_connected(request, super().dispatch, *args, **kwargs)
 
     def get(self, request: HttpRequest, pk: Any) -> HttpResponse:
@@ -138,6 +141,8 @@ class PaymentReturnView(View):
 @everifin_required(scopes={"pis"})
 def _take_return(request: HttpRequest, row: Payment) -> HttpResponse:
     parameters = _parameters(request)
+    # The user comes from the bank, and the page that begins a payment has asked the site.
+    access.allow(request, "pay")
     if parameters is not None:
         everifin: Any = request.everifin  # type: ignore[attr-defined]
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from django.conf import settings
@@ -23,6 +23,7 @@ from django.utils.translation import gettext as _
 from everifin_django.backends import login_backend
 from everifin_django.conf import conf
 from everifin_django.exceptions import (
+    AccessDeniedError,
     ConsentExpiredError,
     EverifinError,
     PaymentUncertainError,
@@ -112,6 +113,8 @@ def answer_for(
     paying again.
     """
     as_page = wants_page(request) if as_page is None else as_page
+    if isinstance(error, AccessDeniedError):
+        return _as_the_site_says(request, error.response, as_page=as_page)
     if isinstance(error, TokenMissingError | ConsentExpiredError | ScopeMissingError):
         if never_requested := _scopes_never_requested(error):
             return _misconfigured(request, never_requested, as_page=as_page)
@@ -124,6 +127,18 @@ def answer_for(
         logger.error("A payment may have been made or not: %s", error)
         return _payment_uncertain(request, as_page=as_page)
     return None
+
+
+def _as_the_site_says(request: HttpRequest, response: Any, *, as_page: bool) -> HttpResponse:
+    """The site's own response. A script is told where a redirect would lead, htmx goes there."""
+    url = response.headers.get("Location") if response is not None else None
+    if url and _is_htmx(request):
+        response = HttpResponse(headers={"HX-Redirect": url})
+    elif response is None or (url and not as_page):
+        more = {"url": request.build_absolute_uri(url)} if url else {}
+        return problem(403, "access-denied", _("This site does not allow this now."), **more)
+    add_never_cache_headers(response)
+    return cast("HttpResponse", response)
 
 
 def _payment_uncertain(request: HttpRequest, *, as_page: bool) -> HttpResponse:

@@ -50,7 +50,7 @@ from everifin_django.models import outside_transactions
 from everifin_django.oauth import endpoints
 from everifin_django.oauth.oidc import authorization_request
 from everifin_django.secret import Secret
-from everifin_django.web import backchannel_logout, browser_session, login_flow, notices
+from everifin_django.web import access, backchannel_logout, browser_session, login_flow, notices
 from everifin_django.web.login_flow import Flow, FlowKind
 from everifin_django.web.notices import Notice
 from everifin_django.web.outcomes import FlowState, LoggedIn, Step, outcome_of
@@ -188,6 +188,8 @@ class ConnectView(StartView):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         if not request.user.is_authenticated:
             return redirect_to_login(request.get_full_path())
+        if (refusal := access.refusal(request, "connect")) is not None:
+            return refusal
         return super().dispatch(request, *args, **kwargs)
 
 
@@ -420,6 +422,8 @@ class DisconnectView(View):
 
     def post(self, request: HttpRequest) -> HttpResponse:
         if request.user.is_authenticated:
+            if (refusal := access.refusal(request, "disconnect")) is not None:
+                return cast("HttpResponse", refusal)
             grants.disconnect(request.user, "disconnected")
         return HttpResponseRedirect(
             login_flow.next_or_default(request, request.POST.get("next", ""))

@@ -12,7 +12,7 @@ import pytest
 import requests
 from django.contrib.auth import get_user_model
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseForbidden
 from django.shortcuts import redirect
 from django.test import Client
 from django.urls import include, path
@@ -136,6 +136,40 @@ def later(client: Client) -> Any:
     Payment.objects.update(updated_at=long_ago)
     Payment.objects.exclude(looked_at=None).update(looked_at=long_ago)
     return client.get(row().get_absolute_url())
+
+
+def no_paying(request: HttpRequest, action: str) -> HttpResponse | None:
+    """An access check."""
+    return HttpResponseForbidden("not now") if action == "pay" else None
+
+
+class TestAccessCheck:
+    @pytest.fixture
+    def forbid(self, settings):
+        def forbid() -> None:
+            settings.EVERIFIN_ACCESS_CHECK = f"{__name__}.no_paying"
+
+        return forbid
+
+    def test_paying_is_refused_before_anything_is_written(self, payer, everifin, forbid):
+        forbid()
+        answer = payer.post("/checkout/order-1/", {"from": sender(everifin, "redirect")})
+        assert (answer.status_code, answer.content) == (403, b"not now")
+        assert not Payment.objects.exists()
+        assert everifin.calls["api.payments"] == 0
+
+    def test_the_page_of_a_payment_asks(self, payer, everifin, forbid):
+        pay(payer, everifin, "push")
+        forbid()
+        url = row().get_absolute_url()
+        for answer in (payer.get(url), payer.post(url, {"version": row().version})):
+            assert (answer.status_code, answer.content) == (403, b"not now")
+
+    def test_the_way_back_from_the_bank_does_not(self, payer, everifin, forbid):
+        back = at_the_bank(bank_url(pay(payer, everifin, "redirect")))
+        forbid()
+        assert payer.get(back)["Location"] == row().get_absolute_url()
+        assert row().state == "paid"
 
 
 class TestRedirect:
