@@ -42,6 +42,20 @@ def test_threads_that_share_a_client_refresh_once_for_one_refused_token(connecte
 
 @pytest.mark.django_db
 @pytest.mark.urls("tests.protocol.site")
+def test_tokens_that_the_sandbox_expires_again_and_again_are_no_outage(connected, everifin, client):
+    for _ in range(3):
+        everifin.expire_access_tokens()
+        assert client.get("/accounts/").status_code == 200
+    assert everifin.calls["token.refresh_token"] == 1
+    # Some seconds later, the new token has expired as well.
+    everifin.clock_skew_seconds = 6
+    BankToken.objects.update(refreshed_at=F("refreshed_at") - timedelta(seconds=6))
+    assert client.get("/accounts/").status_code == 200
+    assert everifin.calls["token.refresh_token"] == 2
+
+
+@pytest.mark.django_db
+@pytest.mark.urls("tests.protocol.site")
 class TestABankAPIThatRefusesAllTokens:
     @pytest.fixture(autouse=True)
     def refusing(self, everifin):

@@ -196,7 +196,12 @@ class State:
     # Switches
 
     def expire_access_tokens(self, username: str | None = None) -> None:
-        """Make the bank API answer 401 to every access token issued until now (to one user)."""
+        """
+        Make the bank API answer 401 to every access token issued until now (to one user).
+
+        A token that a refresh gave works until it is 5 seconds old: a site takes the refusal of a
+        new one for an outage of the bank API, which this is not.
+        """
         if username is None:
             self.store.count_up("generation")
         else:
