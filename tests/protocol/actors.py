@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import pytest
+from django.db import transaction
 from django.utils import timezone
 
 from everifin_django.conf import conf
@@ -38,6 +39,7 @@ from everifin_django.testing.factories import BankTokenFactory
 from everifin_django.testing.sandbox import Rotation, Sandbox
 from everifin_django.testing.sandbox.signing import Signer
 from everifin_django.testing.sandbox.store import Session
+from tests.projects.tenants.routing import in_tenant
 
 Status = BankToken.Status
 
@@ -104,13 +106,39 @@ class Snapshot:
 
 
 class System:
-    """One connection, overdue and alive, and the Everifin it was granted at."""
+    """
+    One connection, alive and, unless *is_fresh*, overdue, in the database *alias*; and the Everifin
+    it was granted at, as *person*.
+    """
 
-    def __init__(self, everifin: Sandbox, user: Any) -> None:
+    def __init__(
+        self,
+        everifin: Sandbox,
+        user: Any,
+        *,
+        alias: str = "default",
+        person: str = "alice",
+        is_fresh: bool = False,
+    ) -> None:
         self.everifin = everifin
         self.user = user
-        self._sub = everifin.user("alice").sub
+        self.alias = alias
+        self.is_fresh = is_fresh
+        self.sub = everifin.user(person).sub
+        self.neighbour: System | None = None
+        self.after_turn: Callable[[], None] = lambda: None
         self.begin()
+
+    @property
+    def rows(self) -> Any:
+        return BankToken.objects.using(self.alias)
+
+    @property
+    def outbox(self) -> Any:
+        return PendingRevocation.objects.using(self.alias)
+
+    def sessions(self) -> list[Session]:
+        return self.everifin.store.sessions(self.sub)
 
     def begin(self) -> None:
         """Forget what was, and begin anew."""
@@ -118,25 +146,27 @@ class System:
         self._empty_sandbox()
         self.everifin.double_spends = 0
         self.everifin.faults.clear()
-        BankToken.objects.all().delete()
+        self.rows.all().delete()
         row = BankToken(id=uuid.UUID(int=1), user=self.user)
         self.version = row.token_version = 1
         for name, value in row.sealed(self.grant(), active_key()).items():
             setattr(row, name, value)
-        row.save(force_insert=True)
-        PendingRevocation.objects.all().delete()
-        self.let_token_run_out()
+        row.save(using=self.alias, force_insert=True)
+        self.outbox.all().delete()
+        if not self.is_fresh:
+            self.let_token_run_out()
 
     @property
     def is_strict(self) -> bool:
         return self.everifin.rotation == "strict"
 
     def row(self) -> BankToken | None:
-        return BankToken.objects.filter(user=self.user).first()
+        row: BankToken | None = self.rows.filter(user_id=self.user.pk).first()
+        return row
 
     def grant(self) -> TokenSet:
         """A new grant of the same user, in a session of its own at Everifin."""
-        name, now = f"session-{len(self.everifin.store.sessions()) + 1}", timezone.now()
+        name, now = f"{self.alias}-session-{len(self.sessions()) + 1}", timezone.now()
         grant = TokenSet(
             access=Secret(self.next_token("access")),
             refresh=Secret(self.next_token("refresh")),
@@ -153,20 +183,21 @@ class System:
         return grant
 
     def next_token(self, kind: str) -> str:
-        return f"{kind}-{self.notes.tokens + 1}"
+        return self.token_name(kind, self.notes.tokens + 1)
+
+    def token_name(self, kind: str, number: int) -> str:
+        return f"{self.alias}-{kind}-{number}"
 
     # Written down and brought back
 
     def snapshot(self) -> Snapshot:
-        row, outbox, store = self.row(), tuple(PendingRevocation.objects.all()), self.everifin.store
-        names = [f"refresh-{number + 1}" for number in range(self.notes.tokens)]
+        row, outbox, store = self.row(), tuple(self.outbox.all()), self.everifin.store
+        names = [self.token_name("refresh", number + 1) for number in range(self.notes.tokens)]
         known = zip(names, map(store.refresh_token, names), strict=True)
         self.notes.is_double_spent = self.everifin.double_spends > 0
         return Snapshot(
             facts=(plain(row), frozenset(map(plain, outbox)), plain(self.notes)),
-            sessions=tuple(
-                (each.id, each.is_ended, each.is_withdrawn) for each in store.sessions()
-            ),
+            sessions=tuple((each.id, each.is_ended, each.is_withdrawn) for each in self.sessions()),
             tokens=tuple((name, each.session.id, each.is_spent) for name, each in known if each),
             notes=replace(self.notes),
             row=row,
@@ -177,18 +208,18 @@ class System:
         self.notes = replace(snapshot.notes)
         self.everifin.double_spends = int(self.notes.is_double_spent)
         self._restore_row(snapshot.row)
-        PendingRevocation.objects.all().delete()
+        self.outbox.all().delete()
         for entry in snapshot.outbox:
             entry.pk = None
-            _as_of_now(entry).save(force_insert=True)
+            _as_of_now(entry).save(using=self.alias, force_insert=True)
         self._restore_sandbox(snapshot)
 
     def _restore_row(self, row: BankToken | None) -> None:
         self.version = row.token_version if row else 0
-        others = BankToken.objects.exclude(pk=row.pk) if row else BankToken.objects.all()
+        others = self.rows.exclude(pk=row.pk) if row else self.rows.all()
         others.delete()
         if row is not None:
-            _as_of_now(row).save()
+            _as_of_now(row).save(using=self.alias)
 
     def _restore_sandbox(self, snapshot: Snapshot) -> None:
         self._empty_sandbox()
@@ -205,13 +236,15 @@ class System:
                 store.spend_refresh_token(name)
 
     def _empty_sandbox(self) -> None:
-        for table in ("session", "refresh_token"):
-            self.everifin.store._run(f"DELETE FROM {table}")  # noqa: S608 - the two names above
+        run = self.everifin.store._run
+        own = "session IN (SELECT id FROM session WHERE sub = ?)"
+        run(f"DELETE FROM refresh_token WHERE {own}", self.sub)  # noqa: S608 - as above
+        run("DELETE FROM session WHERE sub = ?", self.sub)
 
     def _add_session(self, name: str) -> None:
         now = timezone.now()
         until = (now + LIFETIME).timestamp()
-        self.everifin.store.add_session(Session(name, self._sub, SCOPE, now.timestamp(), until))
+        self.everifin.store.add_session(Session(name, self.sub, SCOPE, now.timestamp(), until))
 
     def _add_refresh_token(self, name: str, session: str) -> None:
         until = (timezone.now() + LIFETIME).timestamp()
@@ -236,8 +269,13 @@ class System:
         self._update(retry_after=None)
 
     def end_sessions(self) -> None:
-        for session in self.everifin.store.sessions():
+        for session in self.sessions():
             self.everifin.store.end_session(session.id)
+        self.notes.is_at_risk = True
+
+    def withdraw_consent(self) -> None:
+        for session in self.sessions():
+            self.everifin.store.withdraw_consent(session.id)
         self.notes.is_at_risk = True
 
     def let(self, actor: Actor, fault: str = "") -> Actor | None:
@@ -245,12 +283,13 @@ class System:
         self._go_wrong(fault)
         goes_on = actor.turn(self)
         self.everifin.faults.clear()
+        self.after_turn()
         return goes_on
 
     def crash(self, actor: Actor) -> None:
         """Take note that *actor* will not go on."""
         holder = self.notes.holder
-        attempt = actor.attempt if isinstance(actor, Refreshing) else None
+        attempt = actor.attempt if isinstance(actor, Refreshing | Refused) else None
         if holder is not None and attempt is not None and attempt.lease_id == holder.lease_id:
             self.notes.holder = holder._replace(is_alive=False)
 
@@ -262,8 +301,7 @@ class System:
         if fault == "session ended":
             self.end_sessions()
         elif fault == "consent withdrawn":
-            self.everifin.withdraw_consent(keep_session=True)
-            self.notes.is_at_risk = True
+            self.withdraw_consent()
         elif fault == NO_LOGOUT:
             self.everifin.faults.add("logout", status=503)
         elif fault:
@@ -300,14 +338,18 @@ class System:
         """Assert what holds when everybody is done or dead: nothing is forgotten, nothing lost."""
         row, notes = self.row(), self.notes
         kept = {row.sid} if row and row.refresh_ciphertext else set()
-        assert self._live_sessions() <= kept | self._listed_sessions() | notes.homeless
+        assert self._live_sessions() <= kept | self.listed_sessions() | notes.homeless
         self._empty_outbox()
         assert self._live_sessions() <= kept | notes.homeless
-        is_lost = notes.is_at_risk or (self.is_strict and notes.in_hand)
-        if row is not None and not (notes.is_disconnected or is_lost):
+        if row is not None and not (notes.is_disconnected or self.may_be_lost):
             assert row.status == Status.ACTIVE
-            assert self.everifin.double_spends == 0
             assert self._is_accepted(row)
+            if self.neighbour is None or not self.neighbour.may_be_lost:
+                assert self.everifin.double_spends == 0
+
+    @property
+    def may_be_lost(self) -> bool:
+        return self.notes.is_at_risk or (self.is_strict and self.notes.in_hand > 0)
 
     def _is_going_on(self, row: BankToken, version: int) -> bool:
         return row.status == Status.ACTIVE and row.token_version == version
@@ -320,57 +362,149 @@ class System:
 
     def _empty_outbox(self) -> None:
         """End at Everifin what is listed, as ``everifin_revoke_pending`` does."""
-        if PendingRevocation.objects.exists():
-            PendingRevocation.objects.update(retry_after=None)
-            revocation.revoke_due()
-            assert not PendingRevocation.objects.exists()
+        if self.outbox.exists():
+            self.outbox.update(retry_after=None)
+            with in_tenant(self.alias):
+                revocation.revoke_due()
+            assert not self.outbox.exists()
 
     def _live_sessions(self) -> set[str]:
-        return {found.id for found in self.everifin.store.sessions() if not found.is_ended}
+        return {found.id for found in self.sessions() if not found.is_ended}
 
-    def _listed_sessions(self) -> set[str]:
-        opened = (pending.open_token().reveal() for pending in PendingRevocation.objects.all())
+    def listed_sessions(self) -> set[str]:
+        opened = (pending.open_token().reveal() for pending in self.outbox.all())
         found = map(self.everifin.store.refresh_token, opened)
         return {known.session.id for known in found if known}
 
     def _update(self, **columns: Any) -> None:
-        BankToken.objects.filter(user=self.user).update(**columns)
+        self.rows.filter(user_id=self.user.pk).update(**columns)
+
+
+class Pair(NamedTuple):
+    """The snapshots of two tenants."""
+
+    one: Snapshot
+    two: Snapshot
+
+    @property
+    def row(self) -> tuple[BankToken | None, BankToken | None]:
+        return self.one.row, self.two.row
+
+
+class Tenants:
+    """
+    Two tenants of one site, each with a database. User and connection have the same primary keys in
+    both, as in a tenant that was made as a copy. Nobody's turn may reach the other tenant.
+    """
+
+    def __init__(self, one: System, two: System) -> None:
+        self.one, self.two = one, two
+        one.neighbour, two.neighbour = two, one
+        self.at_work = one
+
+    def begin(self) -> None:
+        self.one.begin()
+        self.two.begin()
+
+    def snapshot(self) -> Pair:
+        return Pair(self.one.snapshot(), self.two.snapshot())
+
+    def restore(self, snapshot: Pair) -> None:
+        self.one.restore(snapshot.one)
+        self.two.restore(snapshot.two)
+
+    def let(self, actor: Actor, fault: str = "") -> Actor | None:
+        """As ``System.let``. What has begun is not led by the context, which names the other."""
+        own, other = (self.two, self.one) if isinstance(actor, OfTheOther) else (self.one, self.two)
+        inner = actor.inner if isinstance(actor, OfTheOther) else actor
+        is_misled = inner.taken > 0 and isinstance(inner, Refreshing | Disconnecting)
+        before, self.at_work = other.snapshot(), own
+        with in_tenant(other.alias if is_misled else own.alias):
+            goes_on = own.let(inner, fault)
+        after = other.snapshot()
+        assert after.facts[:2] == before.facts[:2]
+        assert (after.sessions, after.tokens) == (before.sessions, before.tokens)
+        return (
+            replace(actor, inner=goes_on) if isinstance(actor, OfTheOther) and goes_on else goes_on
+        )
+
+    def crash(self, actor: Actor) -> None:
+        if isinstance(actor, OfTheOther):
+            self.two.crash(actor.inner)
+        else:
+            self.one.crash(actor)
+
+    def check(self, rows: tuple[BankToken | None, BankToken | None] = (None, None)) -> None:
+        for system, row in zip((self.one, self.two), rows, strict=True):
+            system.check(row)
+            assert row is None or row.sid.startswith(system.alias) or not row.sid
+            assert all(name.startswith(system.alias) for name in system.listed_sessions())
+
+    def settle(self) -> None:
+        self.one.settle()
+        self.two.settle()
 
 
 class _Names(Signer):
     """Gives tokens names in the order in which they are made, instead of random ones."""
 
-    def __init__(self, system: System) -> None:
-        super().__init__(system.everifin.store)
-        self._world = system
+    def __init__(self, *systems: System) -> None:
+        super().__init__(systems[0].everifin.store)
+        self._systems = {system.sub: system for system in systems}
 
     def sign(self, claims: Any) -> str:
-        return self._world.next_token("access")
+        return self._systems[claims["sub"]].next_token("access")
 
     def refresh_token(self, claims: Any) -> str:
-        name = self._world.next_token("refresh")
-        self._world.notes.tokens += 1
+        system = self._systems[claims["sub"]]
+        name = system.next_token("refresh")
+        system.notes.tokens += 1
         return name
 
 
 @contextmanager
-def a_system(everifin: Sandbox, rotation: Rotation) -> Iterator[System]:
+def a_system(everifin: Sandbox, rotation: Rotation, *, is_fresh: bool = False) -> Iterator[System]:
     """
     Give a system in which nothing is left to chance: tokens and leases have names in the order in
     which they are made, and nothing runs out by itself while the machine stalls.
     """
+    with _nothing_left_to_chance(everifin, rotation, lambda: system.notes):
+        system = System(everifin, BankTokenFactory(issuer="", subject="").user, is_fresh=is_fresh)
+        everifin.signer = _Names(system)
+        yield system
+
+
+@contextmanager
+def two_tenants(everifin: Sandbox, rotation: Rotation, alias: str) -> Iterator[Tenants]:
+    """Give such a system with a second tenant, in the database *alias*."""
+    with _nothing_left_to_chance(everifin, rotation, lambda: tenants.at_work.notes):
+        with in_tenant("default"):
+            user = BankTokenFactory(issuer="", subject="").user
+        twin = type(user)(pk=user.pk, username="of another tenant")
+        twin.save(using=alias)
+        one, two = System(everifin, user), System(everifin, twin, alias=alias, person="bob")
+        everifin.signer = _Names(one, two)
+        tenants = Tenants(one, two)
+        yield tenants
+
+
+@contextmanager
+def _nothing_left_to_chance(
+    everifin: Sandbox, rotation: Rotation, notes: Callable[[], Notes]
+) -> Iterator[None]:
     everifin.issue_id_tokens = False
     everifin.access_token_seconds = everifin.refresh_token_seconds = LIFETIME // SECOND
     everifin.rotation = rotation
-    system = System(everifin, BankTokenFactory(issuer="", subject="").user)
-    everifin.signer = _Names(system)
-    names = SimpleNamespace(uuid4=lambda: uuid.UUID(int=system.notes.claims + 1))
+    names = SimpleNamespace(uuid4=lambda: uuid.UUID(int=notes().claims + 1), UUID=uuid.UUID)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refresh, "uuid", names)
         patch.setattr(refresh, "TAKEOVER_PATIENCE_SECONDS", 0)
         patch.setattr(refresh, "BACKOFF_SECONDS", (600, 3600))
         patch.setattr(refresh, "LEASE_SPARE_SECONDS", LEASE // SECOND)
-        yield system
+        # Whatever time a run takes, a token that came from a refresh in it counts as new.
+        patch.setattr(refresh, "NEW_TOKEN_SECONDS", 24 * 3600)
+        patch.setattr(refresh, "REJECTED_CONNECTIONS", 10**6)
+        yield
 
 
 def plain(value: Any) -> Any:
@@ -405,7 +539,9 @@ def _as_of_now(row: Any) -> Any:
     """The row with its times moved: what has come stays so, what is to come stays so for long."""
     now = timezone.now()
     for name, value in list(vars(row).items()):
-        if isinstance(value, datetime):
+        if name in ("refreshed_at", "rejected_at") and value is not None:
+            setattr(row, name, now)  # just now, whatever time the run takes
+        elif isinstance(value, datetime):
             ahead = LEASE if name == "lease_until" else LIFETIME
             setattr(row, name, now + (ahead if value > now else -ahead))
     return row
@@ -495,23 +631,47 @@ class Refreshing(Actor):
 @dataclass(frozen=True)
 class Refused(Actor):
     """
-    One call that the bank API answers with 401, whatever its token: it reads, is refused, and goes
-    on as one that refreshes, if a refresh may help.
+    One call of a bank API that answers 401 whatever the token: it reads, is refused, goes on as one
+    that refreshes if that may help, calls again with the new token, and is refused again.
     """
 
-    TURNS: ClassVar = 5
+    TURNS: ClassVar = 6
+    FAULTS: ClassVar = {4: list(FAULTS), 5: [NO_LOGOUT]}
     taken: int = 0
     seen: ConnectionVersion | None = None
+    refreshing: Refreshing | None = None
+    has_new_token: bool = False
+
+    @property
+    def attempt(self) -> refresh.Attempt | None:
+        return self.refreshing.attempt if self.refreshing else None
 
     def turn(self, system: System) -> Actor | None:
         if self.seen is None:
-            with suppress(TokenError):
-                seen = refresh.read_connection(system.user).seen(is_rejected=True)
-                return Refused(1, seen)
+            return self._call(system)
+        if self.has_new_token:
+            with suppress(EverifinError):
+                refresh.reject(system.user, self.seen)
             return None
-        return self._refused(system, self.seen)
+        refreshing: Any = self.refreshing or self._refreshing(system, self.seen)
+        if self.refreshing is not None:
+            refreshing = self.refreshing.turn(system)
+        if refreshing is not None:
+            return Refused(self.taken + 1, self.seen, refreshing)
+        return self._call_again(system, self.seen)
 
-    def _refused(self, system: System, seen: ConnectionVersion) -> Actor | None:
+    def _call(self, system: System) -> Actor | None:
+        with suppress(TokenError):
+            return Refused(1, refresh.read_connection(system.user).seen(is_rejected=True))
+        return None
+
+    def _call_again(self, system: System, seen: ConnectionVersion) -> Actor | None:
+        row = system.row()
+        if row is None or row.status != Status.ACTIVE or row.token_version == seen.token_version:
+            return None
+        return Refused(self.taken + 1, row.seen(is_rejected=True), has_new_token=True)
+
+    def _refreshing(self, system: System, seen: ConnectionVersion) -> Refreshing | None:
         try:
             reading = refresh._read(system.user, seen)
             if not reading.is_rejected or reading.is_leased or reading.pause_seconds:
@@ -523,6 +683,36 @@ class Refused(Actor):
         is_overdue = reading.now >= reading.row.overdue_at(conf.refresh_margin_seconds)
         assert reading.row.refreshed_at is None or is_overdue
         return Refreshing(1, refresh.Attempt(reading.row, 0))
+
+
+@dataclass(frozen=True)
+class InTransaction(Actor):
+    """
+    One turn: a view that nobody decorated refreshes inside its transaction, over a database
+    connection of its own, and is rolled back.
+    """
+
+    TURNS: ClassVar = 1
+    FAULTS: ClassVar = {1: list(FAULTS)}
+    taken: int = 0
+
+    def turn(self, system: System) -> None:
+        refresh.clear_pauses()
+        with suppress(TokenError):
+            seen = refresh.read_connection(system.user).seen()
+            reading = refresh._read(system.user, seen)
+            if reading.is_due and not reading.is_leased and not reading.pause_seconds:
+                self._refresh(system)
+
+    def _refresh(self, system: System) -> None:
+        with transaction.atomic():
+            system.rows.count()
+            with suppress(EverifinError):
+                refresh.ensure_fresh(system.user)
+            transaction.set_rollback(True)
+        system.notes.claims += 1
+        row = system.row()
+        system.notes.is_refused |= row is not None and row.status == Status.NEEDS_RECONNECT
 
 
 @dataclass(frozen=True)
@@ -541,7 +731,7 @@ class Disconnecting(Actor):
             return Disconnecting(1, pending) if pending else None
         # In a system that was brought back, the entry has another id; and a late answer may have
         # put a newer token of the same session into it.
-        token, entries = self.pending.open_token(), list(PendingRevocation.objects.all())
+        token, entries = self.pending.open_token(), list(system.outbox.all())
         same = [entry for entry in entries if entry.open_token() == token] or [
             entry for entry in entries if entry.connection_id == self.pending.connection_id
         ]
@@ -610,3 +800,40 @@ class Waiting(Actor):
 
     def turn(self, system: System) -> None:
         system.let_pause_pass()
+
+
+@dataclass(frozen=True)
+class OfTheOther(Actor):
+    """An actor of the second tenant."""
+
+    inner: Any = None
+
+    @property
+    def taken(self) -> int:
+        return int(self.inner.taken)
+
+
+@dataclass(frozen=True)
+class OtherRefreshing(OfTheOther):
+    TURNS: ClassVar = Refreshing.TURNS
+    FAULTS: ClassVar = Refreshing.FAULTS
+    inner: Any = Refreshing()
+
+
+@dataclass(frozen=True)
+class OtherDisconnecting(OfTheOther):
+    TURNS: ClassVar = Disconnecting.TURNS
+    FAULTS: ClassVar = Disconnecting.FAULTS
+    inner: Any = Disconnecting()
+
+
+@dataclass(frozen=True)
+class OtherReconnecting(OfTheOther):
+    TURNS: ClassVar = Reconnecting.TURNS
+    inner: Any = Reconnecting()
+
+
+@dataclass(frozen=True)
+class OtherDeleting(OfTheOther):
+    TURNS: ClassVar = Deleting.TURNS
+    inner: Any = Deleting()

@@ -54,10 +54,12 @@ LONGEST_PAUSE_SECONDS = {"sqlite": 3, "postgresql": 0.6, "mysql": 0.6}
 Between two requests of a thread. On SQLite each view of an ATOMIC_REQUESTS site has the database to
 itself, also while it waits for Everifin, and those that wait for it are served in no order.
 """
+POOL = {"min_size": 2, "max_size": 6, "timeout": 5}
+"""Of each process on PostgreSQL: fewer connections than threads."""
 LIFE_SECONDS = (4, 15)
 """After how long a worker ends itself, once it comes to its step."""
 
-EXPECTED_ANSWERS = frozenset({"200", "401", "503", "500 ZeroDivisionError", RAN_OUT})
+EXPECTED_ANSWERS = frozenset({"200", "403", "503", "500 ZeroDivisionError", RAN_OUT})
 EXPECTED_ERRORS = {
     "sqlite": frozenset({"500 RefreshInTransactionError"}),
     "postgresql": frozenset({"500 OperationalError", "500 InterfaceError"}),
@@ -87,10 +89,14 @@ class Weather:
         self._faults = faults
         self._lock = threading.Lock()
         self.is_calm = False
+        self.refuses_from = self.refuses_until = 0.0
         self.seen: Counter[str] = Counter()
 
     def take(self, places: tuple[str, ...]) -> Fault | None:
         with self._lock:
+            if "api" in places and self.refuses_from <= time.monotonic() < self.refuses_until:
+                self.seen["api: refuses every token"] += 1
+                return refusal()
             chance = self._draw.random()
             for fault, share in self._faults.items():
                 if self.is_calm or fault.where not in places:
@@ -236,6 +242,9 @@ class CrashRun:
             "threads": THREADS,
             "weights": WEIGHTS,
             "pause_seconds": LONGEST_PAUSE_SECONDS[self.vendor],
+            "accounts": self.users.accounts(),
+            "pool": POOL if self.vendor == "postgresql" else None,
+            "tenants": self.users.databases,
         }
         return subprocess.Popen(
             [sys.executable, "-m", "tests.protocol.crash_worker", json.dumps(orders)],
@@ -253,6 +262,7 @@ class CrashRun:
     def _rage(self, seconds: float) -> None:
         now = time.monotonic()
         end, next_kill, next_cut = now + seconds, now + 1, now
+        self.weather.refuses_from, self.weather.refuses_until = now + seconds / 3, now + seconds / 2
         while now < end and self._requests() < seconds * MOST_REQUESTS_A_SECOND:
             self._tend()
             if now >= next_kill:
@@ -303,6 +313,14 @@ class CrashRun:
             with suppress(DatabaseError):  # it may have hung up by itself in the meantime
                 cursor.execute(CUT[self.vendor], [self.draw.choice(backends)])
                 self.findings.counts["database connections"]["terminated"] += 1
+
+
+def refusal() -> Fault:
+    """The answer of a bank API that refuses every token."""
+    from everifin_django.testing.sandbox import Fault
+
+    body = {"meta": {"status": "ERROR"}, "errors": [{"code": "INVALID_ACCESS_TOKEN"}]}
+    return Fault(where="api", status=401, body=body)
 
 
 def faults() -> dict[Fault, float]:

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ SHORTENED: dict[str, Any] = {
     "STORE_RETRY_SECONDS": 2,
     "LEASE_SPARE_SECONDS": 2,
     "BACKOFF_SECONDS": (0.2, 2),
+    "REJECTED_PAUSE_SECONDS": 2,
 }
+REJECTION_PAUSE = timedelta(seconds=3)
 MORE_LEASE_SECONDS = SHORTENED["STORE_RETRY_SECONDS"] + SHORTENED["LEASE_SPARE_SECONDS"]
 LEASE_SECONDS = DEADLINE_SECONDS + MORE_LEASE_SECONDS
 # Each is drawn by its weight, which ``crash_run`` names.
@@ -59,6 +62,7 @@ def watch(journal: Journal, fate: Fate) -> None:
     watched: Any = refresh  # whose names are replaced here, also those that it imported
     for name, value in SHORTENED.items():
         setattr(watched, name, value)
+    watched.BankToken.REJECTION_PAUSE = REJECTION_PAUSE
     here = threading.local()
     watched.refresh = watched_request(journal, here, watched.refresh)
     watched.Attempt = watched_attempt(journal, fate, here)
@@ -140,6 +144,7 @@ class Site:
         self.seed = orders["seed"]
         self.weights = orders["weights"]
         self.pause_seconds = orders["pause_seconds"]
+        self.accounts = orders["accounts"]
         self.is_closed = threading.Event()
         self.errors = threading.local()
 
@@ -158,13 +163,25 @@ class Site:
             client.cookies["sessionid"] = self.sessions[user]
             self.errors.name = ""
             try:
-                status = client.get(f"/{draw.choices(PAGES, self.weights)[0]}/").status_code
-                self.journal.note("served", f"{status} {self.errors.name}".strip(), user)
+                # The name of a tenant's user begins with that of the database.
+                page = client.get(
+                    f"/{draw.choices(PAGES, self.weights)[0]}/",
+                    headers={"x-tenant": user.partition(".")[0]},
+                )
+                self.journal.note("served", self.kind_of(page, user), user)
                 # As a server does between two requests, and the test client does not.
                 close_old_connections()
             except Exception as error:  # noqa: BLE001 - a test client that raises is a finding too
                 self.journal.note("served", f"raised {type(error).__name__}", user)
         connections.close_all()
+
+    def kind_of(self, page: Any, user: str) -> str:
+        if page.status_code == 200 and self.accounts.get(user) not in (
+            None,
+            page.json()["accounts"],
+        ):
+            return "200 with the accounts of somebody else"
+        return f"{page.status_code} {self.errors.name}".strip()
 
 
 def main() -> None:
@@ -181,6 +198,12 @@ def main() -> None:
         "CONN_MAX_AGE": None,
         "CONN_HEALTH_CHECKS": True,
     }
+    if orders["pool"]:
+        options = connections.settings["default"].get("OPTIONS") or {}
+        pooled = {"CONN_MAX_AGE": 0, "OPTIONS": {**options, "pool": orders["pool"]}}
+        connections.settings["default"] |= pooled
+    for alias, name in orders["tenants"].items():
+        connections.settings[alias] = {**connections.settings["default"], "NAME": name}
     journal = Journal(Path(orders["journal"]))
     fate = Fate(journal, orders["step"], time.monotonic() + orders["after_seconds"])
     site = Site(journal, orders)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from django.db import connections
 
 from everifin_django.testing.sandbox import RecordedRefresh, Sandbox
 from tests.protocol.crash_journal import (
@@ -16,7 +17,7 @@ from tests.protocol.crash_journal import (
     Findings,
 )
 from tests.protocol.crash_points import crash_run
-from tests.protocol.crash_users import Users
+from tests.protocol.crash_users import TwoTenants, Users
 from tests.protocol.crash_worker import DEADLINE_SECONDS, LEASE_SECONDS
 
 
@@ -25,6 +26,26 @@ from tests.protocol.crash_worker import DEADLINE_SECONDS, LEASE_SECONDS
 def test_no_crash_loses_a_grant(settings, tmp_path):
     sandbox = Sandbox(rotation="strict", access_token_seconds=2)
     crash_run(sandbox, Users, settings, tmp_path)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.exhaustive
+def test_no_crash_mixes_up_two_tenants(settings, tmp_path, second_database):
+    """Two databases with users of the same primary keys; each page shows its own user's bank."""
+    sandbox = Sandbox(rotation="strict", access_token_seconds=2)
+    aliases = ["default", second_database]
+    databases = {alias: str(connections[alias].settings_dict["NAME"]) for alias in aliases}
+    more_settings = {
+        "DATABASE_ROUTERS": settings.DATABASE_ROUTERS,
+        "MIDDLEWARE": ["tests.projects.tenants.routing.choose_tenant", *settings.MIDDLEWARE],
+    }
+    crash_run(
+        sandbox,
+        lambda everifin, count: TwoTenants(everifin, count, databases),
+        settings,
+        tmp_path,
+        more_settings,
+    )
 
 
 def written(directory: Path, later_claims_at: float, *lines: tuple, is_killed: bool) -> Findings:

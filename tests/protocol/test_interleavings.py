@@ -19,19 +19,29 @@ from math import comb, factorial, prod
 from typing import Any, NamedTuple
 
 import pytest
+from django.db import connections
 
 from tests.protocol.actors import (
     Actor,
     Deleting,
     Disconnecting,
     Expiring,
+    InTransaction,
+    OtherDeleting,
+    OtherDisconnecting,
+    OtherReconnecting,
+    OtherRefreshing,
+    Pair,
     Reconnecting,
     Refreshing,
+    Refused,
     Snapshot,
     System,
+    Tenants,
     Waiting,
     a_system,
     plain,
+    two_tenants,
 )
 
 pytestmark = [pytest.mark.django_db, pytest.mark.exhaustive]
@@ -70,8 +80,8 @@ class Exploration:
     *trace* is who had the turns up to where it is now, or failed.
     """
 
-    system: System
-    worlds: list[Snapshot] = field(default_factory=list)
+    system: System | Tenants
+    worlds: list[Any] = field(default_factory=list)
     actors: list[Actor] = field(default_factory=list)
     trace: list[int] = field(default_factory=list)
     turns: dict[tuple[int, int, str], tuple[int, int | None]] = field(default_factory=dict)
@@ -129,7 +139,7 @@ class Exploration:
         if (system, actor, what) not in self.turns:
             self._go_to(system)
             goes_on = _play(self.system, self.actors[actor], what)
-            snapshot = self.system.snapshot()
+            snapshot: Any = self.system.snapshot()
             self.system.check(snapshot.row)
             self._here = self._number(snapshot, self.worlds)
             number = None if goes_on is None else self._number(goes_on, self.actors)
@@ -153,14 +163,14 @@ class Exploration:
             self.system.restore(self.worlds[system])
 
     def _number(self, thing: Any, known: list[Any]) -> int:
-        key = thing if isinstance(thing, Snapshot) else plain(thing)
+        key = thing if isinstance(thing, Snapshot | Pair) else plain(thing)
         if key not in self._numbers:
             self._numbers[key] = len(known)
             known.append(thing)
         return self._numbers[key]
 
 
-def _play(system: System, actor: Actor, what: str) -> Actor | None:
+def _play(system: System | Tenants, actor: Actor, what: str) -> Actor | None:
     """Let *actor* crash, or take its turn, and return who goes on."""
     if what == CRASH:
         system.crash(actor)
@@ -211,15 +221,121 @@ CASTS: list[Roles] = [
 ]
 
 
-@pytest.mark.parametrize("rotation", ["strict", "default"])
+BESIDE_A_TENANT: list[Roles] = [
+    (Refreshing, OtherRefreshing),
+    (Refreshing, OtherDisconnecting),
+    (Refreshing, OtherReconnecting),
+    (Refreshing, OtherDeleting),
+    (Disconnecting, OtherRefreshing),
+    (Reconnecting, OtherRefreshing),
+    (Refreshing, Refreshing, OtherRefreshing),
+    (Refreshing, Disconnecting, OtherRefreshing),
+]
+WITH_A_REFUSING_BANK: list[Roles] = [
+    (Refused, Refused),
+    (Refused, Expiring),
+    (Refused, Disconnecting),
+    (Refused, Reconnecting),
+    (Refused, Deleting),
+    (Refused, Refused, Refused),
+    (Refused, Refused, Expiring),
+    (Refused, Refused, Disconnecting),
+]
+OVER_A_POOL: list[Roles] = [
+    (InTransaction, InTransaction),
+    (Refreshing, InTransaction),
+    (InTransaction, Disconnecting),
+    (InTransaction, Reconnecting),
+    (InTransaction, Deleting),
+    (Refreshing, InTransaction, Expiring),
+]
+ROTATIONS = pytest.mark.parametrize("rotation", ["strict", "default"])
+
+
+def explore(system: System | Tenants, roles: Roles, most_troubles: int, record: Any) -> None:
+    """
+    Play every order, and record how many there were, each with each choice of at most
+    *most_troubles* failures.
+    """
+    exploration, found = Exploration(system), 0
+    for failures in _choices(roles):
+        if sum(failure.turn > 0 for failure in failures) > most_troubles:
+            continue
+        with _named(exploration, roles, failures):
+            orders = exploration.count(exploration.beginning(roles, failures))
+            assert orders == _count(roles)
+            found += orders
+    record("orders", found)
+    record("turns", len(exploration.turns))
+
+
+@ROTATIONS
 @pytest.mark.parametrize("roles", CASTS, ids=_names)
-def test_no_order_of_turns_breaks_the_protocol(everifin, roles, rotation):
+def test_no_order_of_turns_breaks_the_protocol(everifin, roles, rotation, record_property):
     with a_system(everifin, rotation) as system:
-        exploration = Exploration(system)
-        for failures in _choices(roles):
-            with _named(exploration, roles, failures):
-                orders = exploration.count(exploration.beginning(roles, failures))
-                assert orders == _count(roles)
+        explore(system, roles, len(roles), record_property)
+
+
+@ROTATIONS
+@pytest.mark.parametrize("roles", BESIDE_A_TENANT, ids=_names)
+def test_no_order_of_turns_reaches_another_tenant(
+    everifin, roles, rotation, second_database, record_property
+):
+    most_troubles = 2 if len(roles) == 2 else 1
+    with two_tenants(everifin, rotation, second_database) as tenants:
+        explore(tenants, roles, most_troubles, record_property)
+
+
+@ROTATIONS
+@pytest.mark.parametrize("roles", WITH_A_REFUSING_BANK, ids=_names)
+def test_no_order_of_refused_calls_refreshes_twice_for_that(
+    everifin, roles, rotation, record_property
+):
+    most_troubles = 2 if len(roles) == 2 else 1
+    with a_system(everifin, rotation, is_fresh=True) as system:
+        explore(system, roles, most_troubles, record_property)
+
+
+@pytest.fixture
+def pool(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the database's connections come from a pool that has one."""
+    connection = connections["default"]
+    connection.close()
+    options = {**connection.settings_dict.get("OPTIONS", {})}
+    options["pool"] = {"min_size": 1, "max_size": 1, "timeout": 20}
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 0)
+    yield
+    pooled: Any = connections["default"]
+    pooled.close()
+    pooled.close_pool()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(
+    "connections['default'].vendor != 'postgresql'", reason="Django's pool is PostgreSQL's"
+)
+@ROTATIONS
+@pytest.mark.parametrize("roles", OVER_A_POOL, ids=_names)
+def test_no_order_of_turns_leaves_anything_on_a_pooled_connection(
+    everifin, roles, rotation, pool, record_property
+):
+    def give_back() -> None:
+        pooled: Any = connections["default"]
+        assert session_settings() == at_first
+        pooled.close()
+        assert pooled.pool.get_stats()["pool_available"] == 1
+
+    at_first = session_settings()
+    with a_system(everifin, rotation) as system:
+        system.after_turn = give_back
+        explore(system, roles, 1, record_property)
+
+
+def session_settings() -> list[tuple[str, str]]:
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT name, setting FROM pg_settings WHERE source = 'session' ORDER BY 1")
+        return list(cursor.fetchall())
 
 
 @contextmanager
@@ -272,6 +388,7 @@ def _played_straight(
         ((Refreshing, Deleting), 1),
         ((Refreshing, Refreshing, Expiring), 0),
         ((Refreshing, Refreshing, Waiting), 0),
+        ((Refused, Refused), 0),
     ],
 )
 def test_states_that_are_merged_go_on_alike(everifin, roles, most_troubles):

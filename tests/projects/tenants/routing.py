@@ -1,12 +1,22 @@
 """Which tenant's database is meant: the one that a context variable names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from django.http import HttpRequest
 
 TENANT: ContextVar[str] = ContextVar("tenant", default="one")
+
+
+@contextmanager
+def in_tenant(alias: str) -> Iterator[None]:
+    token = TENANT.set(alias)
+    try:
+        yield
+    finally:
+        TENANT.reset(token)
 
 
 class TenantRouter:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -17,20 +15,11 @@ from django.utils import timezone
 
 from everifin_django.connections import everifin_for, grants
 from everifin_django.models import BankToken, PendingRevocation
-from tests.projects.tenants.routing import TENANT
+from tests.projects.tenants.routing import in_tenant
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["one", "two"])
 
 PEOPLE = {"one": "alice", "two": "bob"}
-
-
-@contextmanager
-def tenant(name: str) -> Iterator[None]:
-    token = TENANT.set(name)
-    try:
-        yield
-    finally:
-        TENANT.reset(token)
 
 
 @pytest.fixture
@@ -38,7 +27,7 @@ def users(everifin) -> dict[str, Any]:
     """Give the user of each tenant, both with primary key 1, connected to another person's bank."""
     found = {}
     for name, person in PEOPLE.items():
-        with tenant(name):
+        with in_tenant(name):
             found[name] = User.objects.create(pk=1, username=person)
             everifin.connect(found[name], person)
     return found
@@ -46,13 +35,13 @@ def users(everifin) -> dict[str, Any]:
 
 def browser(name: str, user: Any) -> Client:
     browser = Client(headers={"X-Tenant": name, "accept": "application/json"})
-    with tenant(name):
+    with in_tenant(name):
         browser.force_login(user)
     return browser
 
 
 def accounts_of(name: str, user: Any) -> list[str]:
-    with tenant(name):
+    with in_tenant(name):
         return [account.id for account in everifin_for(user).accounts()]
 
 
@@ -104,7 +93,7 @@ class TestRefreshInsideATransaction:
 def test_tokens_are_those_of_the_tenant_that_is_chosen_at_each_call(users):
     seen = []
     for name in ("one", "two", "one", "two"):
-        with tenant(name):
+        with in_tenant(name):
             seen.append(grants.get_access_token(users[name]))
     assert [token.source.alias for token in seen] == ["one", "two", "one", "two"]
     assert seen[0].token == seen[2].token
@@ -113,12 +102,12 @@ def test_tokens_are_those_of_the_tenant_that_is_chosen_at_each_call(users):
 
 
 def test_a_disconnect_of_one_tenant_is_seen_by_its_next_call_and_leaves_the_other_alone(users):
-    with tenant("two"):
+    with in_tenant("two"):
         bank = everifin_for(users["two"])
         bank.ensure_token()
         assert grants.disconnect(users["two"])
         assert not bank.is_connected()
-    with tenant("one"):
+    with in_tenant("one"):
         assert everifin_for(users["one"]).is_connected()
 
 
@@ -131,7 +120,7 @@ def test_everything_works_without_a_default_database(everifin, name):
     assert page.status_code == 200
     assert client.post("/everifin/disconnect/").status_code == 302
     assert everifin.visit(client, "connect", PEOPLE[name]).status_code == 302
-    with tenant(name):
+    with in_tenant(name):
         user = User.objects.get()
         assert everifin_for(user).health() == BankToken.Health.ACTIVE
         assert client.post("/everifin/logout/").status_code == 302
