@@ -213,6 +213,8 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
         Errors: ImproperlyConfigured if the model's manager needs more than name and address.
         """
         email, field = _verified_email(claims), _email_field(self.UserModel)
+        if len(email) > (getattr(field, "max_length", None) or len(email)):
+            email = ""
         if field is not None and field.unique and not self._is_free(field, email):
             return None
         is_apart = field is not None and field.name != self.UserModel.USERNAME_FIELD

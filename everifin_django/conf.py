@@ -298,13 +298,16 @@ class IdpUrl(BaseUrl):
 class Issuer(Setting[str]):
     """Compared byte by byte, so it is taken as it is written."""
 
-    bounds, hint = Url.bounds, Url.hint
+    bounds, hint = Url.bounds.replace(f"{MAX_URL} ASCII", f"{MAX_NAME} ASCII"), Url.hint
 
     def get(self, conf: Conf) -> str:
-        return self.read() or f"{conf.idp_url}/auth/realms/{conf.realm}"
+        issuer = self.read() or f"{conf.idp_url}/auth/realms/{conf.realm}"
+        if len(issuer) > MAX_NAME:  # it is stored with each connection
+            raise ImproperlyConfigured(f"{self.name} {self.refusal()}")
+        return issuer
 
     def is_valid(self, value: Any) -> object:
-        return _is_unset(value) or _is_url(value)
+        return _is_unset(value) or (_is_url(value) and len(value) <= MAX_NAME)
 
 
 class Scopes(Pattern):

@@ -57,7 +57,13 @@ from everifin_django.exceptions import (
     RateLimitedError,
     RefusedError,
 )
-from everifin_django.models import DatabaseNow, Payment, PaymentQuerySet, in_database_seconds
+from everifin_django.models import (
+    LONGEST_LEASE_SECONDS,
+    Payment,
+    PaymentQuerySet,
+    in_database_seconds,
+    is_over,
+)
 from everifin_django.secret import Secret
 from everifin_django.signals import payment_finished
 
@@ -74,6 +80,7 @@ LEASE_SPARE_SECONDS = 20
 MAX_KEY_LENGTH = 255
 MAX_NEXT_URL_LENGTH = 2000
 MAX_NEXT_STEPS = 5
+MAX_NEXT_URL_LENGTH = 2000
 """How many steps that ask for nothing are taken in one request."""
 
 
@@ -267,8 +274,8 @@ def expire_lease(row: Payment) -> Payment:
     """
     if row.lease_until is None:
         return row
-    stale = _rows().filter(pk=row.pk, version=row.version, lease_until__lt=DatabaseNow())
-    stale.update(
+    is_stale = is_over("lease_until", LONGEST_LEASE_SECONDS)
+    _rows().filter(is_stale, pk=row.pk, version=row.version).update(
         state=State.UNCERTAIN,
         reason="process_ended",
         lease_until=None,

@@ -612,7 +612,9 @@ class Attempt:
         rows = BankToken.objects.using(self.alias)
         return (
             self._same_version().filter(refused_since__lte=an_hour_ago).exists()
-            and rows.exclude(pk=self.row.pk).filter(refreshed_at__gt=an_hour_ago).exists()
+            and rows.exclude(pk=self.row.pk)
+            .filter(refreshed_at__gt=an_hour_ago, refreshed_at__lte=in_database_seconds(60))
+            .exists()
         )
 
     def _back_off(self, error: APIError) -> float:

@@ -19,7 +19,13 @@ from django.http import HttpRequest
 from everifin_django.backends import Grant
 from everifin_django.conf import conf
 from everifin_django.connections import login_sessions, logout
-from everifin_django.models import LOGIN_SESSION_KEY, LogoutSeen, SpentState, primary
+from everifin_django.models import (
+    LOGIN_SESSION_KEY,
+    LogoutSeen,
+    SpentState,
+    in_database_seconds,
+    primary,
+)
 from everifin_django.web import login_flow
 from everifin_django.web.backchannel_logout import identity_digest_of, sid_digest_of
 
@@ -124,4 +130,6 @@ def _was_logged_out(grant: Grant, state_digest: str) -> bool:
     else:
         unnamed = identity_digest_of(grant.identity, of_unknown_sid=True)
         seen |= Q(digest=unnamed, seen_at__gte=Subquery(began))
-    return LogoutSeen.objects.using(login_flow.alias()).filter(seen).exists()
+    rows = LogoutSeen.objects.using(login_flow.alias())
+    # One from the future was not written by us, and would bar its user from logging in.
+    return rows.filter(seen, seen_at__lte=in_database_seconds(60)).exists()

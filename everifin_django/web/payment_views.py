@@ -192,7 +192,7 @@ def _is_older(row: Payment, age: timedelta) -> bool:
 
 
 def _may_look(row: Payment) -> bool:
-    return row.looked_at is None or timezone.now() - row.looked_at > LOOK_AGAIN_AFTER
+    return row.looked_at is None or abs(timezone.now() - row.looked_at) > LOOK_AGAIN_AFTER
 
 
 def _go_on(request: Any, row: Payment) -> bool:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from django.db import connection, connections
 from django.utils import timezone
 
-from everifin_django.connections import grants, revocation
+from everifin_django.bank.payments import SinglePayment
+from everifin_django.connections import grants, ledger, revocation
 from everifin_django.connections.refresh import ensure_fresh
 from everifin_django.exceptions import UnavailableError
-from everifin_django.models import MOST_COUNTED, BankToken, PendingRevocation, in_database_seconds
+from everifin_django.models import (
+    MOST_COUNTED,
+    BankToken,
+    LogoutSeen,
+    Payment,
+    PendingRevocation,
+    in_database_seconds,
+)
+from everifin_django.oauth.id_token import Identity
 from everifin_django.testing.factories import (
     BankTokenFactory,
+    PaymentFactory,
     PendingRevocationFactory,
     UserFactory,
 )
+from everifin_django.testing.sandbox.data import iban
+from everifin_django.web import backchannel_logout, payment_views
 
 pytestmark = pytest.mark.django_db
 
@@ -144,6 +157,45 @@ def test_a_reason_of_any_length_disconnects(connected, everifin):
     assert grants.disconnect(connected.user, "r" * 300)
     assert BankToken.objects.get().status == "disconnected"
     assert connection.vendor
+
+
+def test_a_payment_whose_lease_ends_later_than_any_of_ours_is_not_worked_on():
+    row = PaymentFactory(state=Payment.State.SENDING)
+    Payment.objects.update(lease_until=in_database_seconds(60))
+    assert ledger.expire_lease(ledger.reread(row)).state == Payment.State.SENDING
+    Payment.objects.update(lease_until=in_database_seconds(400 * 24 * 3600))
+    assert ledger.expire_lease(ledger.reread(row)).state == Payment.State.UNCERTAIN
+
+
+def test_a_payment_that_was_looked_at_in_the_future_is_looked_at():
+    assert payment_views._may_look(Payment(looked_at=timezone.now() + timedelta(days=400)))
+    assert not payment_views._may_look(Payment(looked_at=timezone.now()))
+
+
+def test_a_logout_in_the_future_bars_nobody_from_logging_in(everifin, client, settings):
+    settings.EVERIFIN_BACKCHANNEL_LOGOUT = True
+    alice = Identity(everifin.issuer, everifin.user("alice").sub)
+    digest = backchannel_logout.identity_digest_of(alice)
+    LogoutSeen.objects.create(digest=digest, seen_at=timezone.now() + timedelta(days=400))
+    assert everifin.visit(client, "login").status_code == 302
+    assert client.session["_auth_user_id"]
+
+
+def test_a_next_url_that_the_column_cannot_hold_is_left_out(django_user_model):
+    user = django_user_model.objects.create_user("payer")
+    payment = SinglePayment(
+        amount=Decimal(1), currency="EUR", recipient_iban=iban("SK", "9991", 7), recipient_name="A"
+    )
+    assert ledger.record(user, "1", payment, next_url="/" + "n" * 2000).next_url == ""
+    assert ledger.record(user, "2", payment, next_url="/" + "n" * 1999).next_url
+
+
+def test_a_verified_email_longer_than_the_users_field_is_left_out(
+    everifin, client, django_user_model, monkeypatch
+):
+    monkeypatch.setattr(django_user_model._meta.get_field("email"), "max_length", 10)
+    assert everifin.visit(client, "login").status_code == 302
+    assert django_user_model.objects.get().email == ""
 
 
 class TestAMovedRow:
