@@ -15,6 +15,7 @@ __all__ = [
     "everifin_disconnected",
     "login_link_created",
     "login_link_removed",
+    "payment_finished",
     "token_refreshed",
 ]
 
