@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 
 import pytest
 
-MORE = {"grants": ["tests/connections/test_ends.py", "tests/connections/test_links.py"]}
+MORE = {"grants": ["tests/web/test_logout.py", "tests/connections/test_links.py"]}
 
 
 def pytest_configure(config: pytest.Config) -> None:
