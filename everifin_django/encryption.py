@@ -156,7 +156,7 @@ def parse_keys(values: Sequence[object]) -> tuple[Key, ...]:
     for key_id in ids:
         if ids.count(key_id) > 1:
             raise ImproperlyConfigured(
-                f"The key id {key_id!r} stands twice in EVERIFIN_ENCRYPTION_KEYS."
+                f"The key id {key_id!r} appears twice in EVERIFIN_ENCRYPTION_KEYS."
             )
     return keys
 

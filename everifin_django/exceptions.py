@@ -25,7 +25,7 @@ What can go wrong, and who has to act.
     │   └── RefusedError                Everifin said no, and why: see ``code``
     │       ├── NotAuthorizedError
     │       ├── NotFoundError
-    │       ├── RefreshRunningError     nobody: what was asked for is on its way
+    │       ├── RefreshRunningError     nobody: the refresh is already running
     │       ├── InvalidRequestError
     │       │   └── EndUserMissingError the site's developer: only a person who is present can pay
     │       ├── PaymentRejectedError    the user: the bank refused the payment

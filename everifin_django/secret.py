@@ -67,7 +67,7 @@ def hides_frames(function: Callable[P, T]) -> Callable[P, T]:
     local variables may hold secrets in clear. Class, message and attributes of the error stay.
 
     A report that captures local variables sees who called, and nothing of what was done inside.
-    What a caller hands over lies in the caller's frames too: hand secrets over as ``Secret``.
+    Arguments are also in the caller's frames, so pass secrets as ``Secret``.
 
     Errors: TypeError for a coroutine or generator function, whose body runs after the call.
     """

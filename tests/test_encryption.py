@@ -296,7 +296,7 @@ class TestKeys:
         assert [one.key_id for one in parse_keys([NEW, OLD])] == ["2026-11", "2026-10"]
 
     def test_two_keys_of_one_id_are_refused(self):
-        with pytest.raises(ImproperlyConfigured, match="'2026-11' stands twice"):
+        with pytest.raises(ImproperlyConfigured, match="'2026-11' appears twice"):
             parse_keys([NEW, OLD, NEW])
 
     def test_one_wrong_key_among_right_ones_is_refused(self):

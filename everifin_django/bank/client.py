@@ -67,7 +67,7 @@ Id: TypeAlias = str | int | UUID
 @dataclass(frozen=True, slots=True)
 class EndUser:
     """
-    The person present; leave both out when nobody is.
+    The user who is present; leave both out in a background job.
 
     Errors: ValueError for an *ip* that is no public IP address, and for a *user_agent* that is not
     printable ASCII (see ``sendable_user_agent``).
@@ -94,7 +94,7 @@ class Client(AsyncCalls):
     Calls the bank API with the tokens of *source*.
 
     Each call is one request, and one more if Everifin refuses the token and *source* has a newer
-    one. Whoever cancels an async call does not know what became of it: after ``acreate_payment``
+    one. The result of a cancelled async call is unknown: after ``acreate_payment``
     and ``aprocess_payment`` look as after a PaymentUncertainError.
     Errors: everything below APIError, ScopeMissingError, and what *source* raises.
     """

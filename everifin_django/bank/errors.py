@@ -52,7 +52,7 @@ GOOD_STATUSES = frozenset({200, 201, 202})
 
 CODE = re.compile(r"[A-Z][A-Z_]{0,63}")
 NAME = re.compile(r"[A-Za-z_][\w.\[\]-]{0,63}", re.ASCII)
-"""A field or a rule. Whatever else stands there may be a person's data."""
+"""A field or a rule. Anything else may be personal data."""
 
 VALIDATION_MESSAGE = re.compile(r"\w{1,64} validation failed on [\w.]{1,64}", re.ASCII)
 UNSTORABLE = re.compile(rb"\\u(?:[dD][89a-fA-F]|0000)")

@@ -1,5 +1,5 @@
 """
-What nobody will come back for is deleted: a little at each login, all of it by
+Expired rows are deleted: a few at each login, all of them by
 ``everifin_housekeeping``.
 """
 

@@ -286,7 +286,7 @@ def expire_lease(row: Payment) -> Payment:
 
 
 def mark_uncertain(row: Payment, reason: str) -> Payment:
-    """Write down that nobody knows what became of the payment, and return the row."""
+    """Record that the payment's outcome is unknown, and return the row."""
     _swap(
         row,
         {"state__in": (State.SENDING, State.OPEN)},

@@ -53,8 +53,8 @@ def run(alias: str, work: Callable[[], T], deadline: float) -> T:
     """
     Return what *work* returns, which finds a new connection under *alias*.
 
-    Waits until *deadline* (``time.monotonic()``) and no longer. The thread then goes on alone, and
-    what it stores is there for the next request.
+    Waits no longer than until *deadline* (``time.monotonic()``). The thread then continues alone,
+    and what it stores serves the next request.
     Errors: BusyError; what *work* raises.
     """
     seconds = deadline - time.monotonic()

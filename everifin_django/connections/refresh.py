@@ -1,21 +1,21 @@
 """
-The refresh protocol: one request for a due token, whoever asks for it and however often, and
-nothing lost on the way.
+The refresh protocol: one request for a due token, however many callers need it, and no token is
+ever lost.
 
 A lease on the row and a compare-and-swap on its version; no lock and no transaction is open during
 the request.
 
-1. **claim**: set a lease, if nobody holds one and the version is the one that was read. One process
-   goes on.
+1. **claim**: set a lease, if no process holds one and the version is still the one that was
+   read. One process continues.
 2. **send**: one request to the token endpoint; one repeat if nothing was sent or the answer was
    lost.
 3. **store**: write the new tokens, if the version is still the same; the version moves on by one.
 4. **give up**: write down the failure and free the lease. Only Everifin's own ``invalid_grant`` or
    ``invalid_scope`` ends a connection; everything else is temporary.
 
-The lease is no part of the condition in *store*: a good answer that comes late wins over a
-connection that was given up. Everyone else goes on with the current token while it is good enough,
-and waits for the new one when it is not.
+The lease is not part of the condition in *store*: a good answer that comes late wins over a
+connection that was given up. Other callers use the current token while it is good enough, and wait
+for the new one when it is not.
 
 Times: a token is *due* for a margin before its end (EVERIFIN_REFRESH_MARGIN_SECONDS, at most half
 its life) and *overdue* for the last quarter of that. Leases and retries go by the database's clock,

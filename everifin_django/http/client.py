@@ -262,7 +262,7 @@ def _options(seconds: float) -> dict[str, Any]:
 def _body(response: requests.Response, accepted: str, max_bytes: int) -> bytes:
     """The whole body. Errors: ValueError if it is beyond bounds; whatever the libraries raise."""
     encoding = response.headers.get("Content-Encoding", "").lower()
-    # A decoder that nobody asked for is one more parser of a stranger's choice.
+    # An encoding that was not requested would let the server choose the parser.
     if encoding not in {"", "identity", accepted}:
         raise ValueError("The answer has an encoding that was not asked for.")
     body = bytearray()

@@ -48,7 +48,7 @@ def strict_json(text: str | bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     decoded = dict(pairs)
     if len(decoded) != len(pairs):
-        raise ValueError("A key stands twice.")
+        raise ValueError("A key is repeated.")
     return decoded
 
 

@@ -1,7 +1,7 @@
 """
 Speak to Everifin's identity provider as its client: exchange a code, refresh a grant, end it.
 
-Each call goes out over a connection of its own: with a kept-alive one nobody can tell whether a
+Each call goes out over a connection of its own: on a kept-alive one it would be unknown whether a
 request that met a closing connection was carried out, and a rotated refresh token is worth more
 than a handshake.
 """

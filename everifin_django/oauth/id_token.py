@@ -153,7 +153,7 @@ def _check_authentication(claims: Claims, asked: Mapping[str, str], started_at: 
 
 
 def _is_for_us(claims: Claims) -> bool:
-    # An audience beside us would be somebody we would have to trust with this token; we know of
+    # We would have to trust any other audience with this token, and we know of
     # none.
     return claims.get("aud") in (conf.client_id, [conf.client_id])
 

@@ -45,7 +45,7 @@ OUTAGE_SECONDS = 24 * 3600
 
 COOLDOWN_SECONDS = 10
 WAIT_SECONDS = 0.5
-"""How long a thread waits for another one's fetch, if it cannot go on without."""
+"""How long a thread waits for another thread's fetch, if it needs the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class SigningKeys:
     The keys published at *uri*: cached for an hour, fetched anew for an unknown key id at most once
     in COOLDOWN_SECONDS, used for a day through an outage.
 
-    One thread fetches. Others go on with the key that they know, or wait for WAIT_SECONDS.
+    One thread fetches. Others use the key that they have, or wait for WAIT_SECONDS.
 
     ``id_token_algorithm`` is the algorithm of the last ID token that these keys verified.
     """
@@ -185,7 +185,8 @@ def _signing_key(jwk: Any) -> SigningKey | None:
 
 def _algorithms_of(key: Any) -> frozenset[str]:
     """
-    Empty for a key that is private, shared, short or endless: nobody could tell who signed with it.
+    Empty for a key that is private, shared, too short or too long: it proves nothing about who
+    signed.
     """
     if isinstance(key, RSAPublicKey) and key.key_size in RSA_BITS:
         return RSA_ALGORITHMS

@@ -65,7 +65,7 @@ def _record_id(noted: Any) -> uuid.UUID | None:
 
 
 def is_impersonated(request: HttpRequest) -> bool:
-    """Does somebody else act as the user, as django-hijack and django-impersonate mark it?"""
+    """Is the user impersonated, as django-hijack and django-impersonate mark it?"""
     user = request.user
     return bool(getattr(user, "is_hijacked", False) or getattr(user, "is_impersonate", False))
 

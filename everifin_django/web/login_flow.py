@@ -4,7 +4,7 @@ A login or connection in progress, as this site and the visitor's browser rememb
 A flow is begun by a POST. It is a row of its own, encrypted and found by the hash of its state, and
 serves the browser alone that has its cookie: whatever becomes of the Django session meanwhile, and
 however many begin at once, the answer finds it. Its state is consumed by inserting its hash, so of
-two answers at once only one goes on.
+two simultaneous answers only one continues.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ COOKIE_SECONDS = 2 * 3600
 
 MAX_FLOWS = 10
 MAX_NEXT_LENGTH = 8000
-"""Common servers take no longer URL, so nobody has come from one."""
+"""Common servers accept no longer URL."""
 
 JUDGED_LENGTH = 2000
 """Where a URL leads is decided by its beginning. Django's check takes at most 2048 characters."""

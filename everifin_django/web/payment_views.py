@@ -90,7 +90,7 @@ class PaymentView(View):
     def get(self, request: HttpRequest, pk: Any) -> HttpResponse:
         row = _own_payment(request, pk)
         if request.headers.get("HX-Request") == "true":
-            # The page goes on by itself, which only a page of its own does.
+            # The page continues by itself, so it must not be shown inside another one.
             return HttpResponse(headers={"HX-Redirect": row.get_absolute_url()})
         if request.method == "GET" and "prefetch" not in request.headers.get("Sec-Purpose", ""):
             row = _brought_up_to_date(request, row)

@@ -60,7 +60,7 @@ def leave_for(request: HttpRequest, url: str) -> LeaveResponse:
     """
     Answer a form by sending the person on to *url*, at another site.
 
-    200 with a small page that goes on by itself; htmx gets HX-Redirect. A redirect would not do:
+    200 with a small page that continues by itself; htmx gets HX-Redirect. A redirect would not do:
     Chromium holds the redirects after a form to ``form-action``, too, and blocks one to another
     site without a word. Errors: DisallowedRedirect if *url* is not http or https.
     """

@@ -60,7 +60,7 @@ def test_every_token_moves_and_stays_what_it_was(rotate, settings):
 
 def test_two_key_ids_that_differ_in_case_alone_are_refused(settings):
     settings.EVERIFIN_ENCRYPTION_KEYS = [NEW, NEW.replace("new:", "NEW:")]
-    with pytest.raises(ImproperlyConfigured, match="stands twice"):
+    with pytest.raises(ImproperlyConfigured, match="appears twice"):
         _command("--status")
 
 
