@@ -29,6 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     with million(options.connections, token_characters=options.token_characters):
         measure_status()
+        measure_housekeeping()
         measure_admin()
         measure_kill_switch(options.workers)
 
@@ -40,6 +41,16 @@ def measure_status() -> None:
         with measured(f"everifin_status, {turn} time"):
             status = read_status()
     print(f"  {status.connections} connections")
+
+
+def measure_housekeeping() -> None:
+    """With nothing to do but the connections that are to be purged, once."""
+    from everifin_django.connections import housekeeping
+
+    for task, work in housekeeping.TASKS.items():
+        with measured(f"everifin_housekeeping, {task}"):
+            count = work()
+        print(f"  {count:,}")
 
 
 def measure_admin() -> None:
@@ -80,9 +91,15 @@ def measure_kill_switch(workers: int) -> None:
         except TokenMissingError:
             continue
         raise SystemExit("A connection is still usable.")
+    moved = 0
+    moving = bulk_disconnect.move_all(workers=workers)
     with measured("kill switch: all in the outbox"):
-        moved = sum(bulk_disconnect.move_all(workers=workers))
+        while size := next(moving):
+            moved += size
     print(f"  {moved:,} moved, {PendingRevocation.objects.count():,} in the outbox")
+    with measured(f"kill switch: the end written into each row by {workers} workers"):
+        moved = sum(moving)
+    print(f"  {moved:,} more moved")
 
 
 @contextmanager

@@ -644,6 +644,9 @@ class Incident(models.Model):
     encrypted_by = models.CharField(max_length=32, blank=True)
     issued_since = models.DateTimeField(null=True)
     started_at = models.DateTimeField()
+    # The last user whose token is in the outbox; the tokens move in the order of users.
+    moved_until = models.CharField(max_length=255, blank=True)
+    is_moved = models.BooleanField(default=False)
 
     class Meta:
         verbose_name = _("incident")

@@ -24,6 +24,7 @@ def run(*options: str) -> str:
 
 
 def test_it_ends_every_connection_here_and_at_everifin(connected, everifin):
+    BankToken.objects.update(connected_at=timezone.now() - timedelta(hours=1))
     written = run("--all", "--no-input")
     row = BankToken.objects.get()
     assert (row.status, row.end_reason) == ("disconnected", "incident")
@@ -66,7 +67,8 @@ def test_yes_does(monkeypatch, everifin):
     assert BankToken.objects.get().status == "disconnected"
 
 
-def test_what_was_stopped_goes_on(everifin):
+def test_what_was_stopped_goes_on(everifin, monkeypatch):
+    monkeypatch.setattr(bulk_disconnect, "COPIED_AT_ONCE", 1)
     BankTokenFactory.create_batch(2)
     bulk_disconnect.begin()
     next(bulk_disconnect.move_all(1))

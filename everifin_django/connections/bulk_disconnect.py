@@ -4,9 +4,9 @@ End many connections at once: after a leak, or by an administrator.
 1. One statement makes all of them unusable: ``begin`` writes down an incident that covers them,
    whatever their number; ``disable`` changes the rows of a few thousand. From then on nobody uses
    or refreshes their tokens, which stay where they are, encrypted.
-2. ``move_all`` writes the end into each row and moves its tokens to the outbox, in batches of one
-   transaction each. It can be stopped after any of them: what is left to move is in the tables, so
-   running it again goes on.
+2. ``move_all`` puts their tokens into the outbox and writes the end into each row, in batches of
+   one transaction each. It can be stopped after any of them: what is left to do is in the tables,
+   so running it again goes on.
 3. The outbox is worked off as always (``revocation.revoke_due``). Nothing here asks Everifin.
 """
 
@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 500
 """Older versions of SQLite take 999 parameters in a statement."""
+
+COPIED_AT_ONCE = 10
+"""So many batches of rows that change make one of tokens that are only copied."""
 
 REMEMBERED_FOR = timedelta(minutes=10)
 """
@@ -124,9 +127,11 @@ def release_logins(records: QuerySet[LoginSession]) -> int:
 def move_all(batch_size: int = BATCH_SIZE, *, workers: int = 1) -> Iterator[int]:
     """
     Move to the outbox whatever has ended and still holds tokens, and what incidents cover; yield
-    the size of each batch.
+    how many moved in each batch, 0 where only the end was written into rows.
 
-    Some six statements a batch, in a transaction of its own; no key is needed. Receivers of
+    The tokens of incidents come first: all of them are in the outbox before their rows are changed,
+    which takes several times as long. Some six statements a batch, in a transaction of its own; no
+    key is needed. Receivers of
     ``everifin_disconnected`` are called for each connection. *workers* are threads, each with a
     database connection of its own; several hosts may do it at once as well.
     """
@@ -139,10 +144,60 @@ def move_all(batch_size: int = BATCH_SIZE, *, workers: int = 1) -> Iterator[int]
 
 def _move_everything(batch_size: int) -> Iterator[int]:
     for incident in primary(Incident):
-        yield from _move_rows(incident.covered(), batch_size, "incident")
+        yield from _copy_tokens(incident, batch_size * COPIED_AT_ONCE)
+    for incident in primary(Incident).filter(is_moved=True):
+        yield from _move_rows(incident.covered(), batch_size, incident)
     yield from _move_rows(_disabled(), batch_size, None)
     if links.are_used():
         yield from _move_logins(batch_size)
+
+
+def _copy_tokens(incident: Incident, batch_size: int) -> Iterator[int]:
+    """
+    Put the tokens that *incident* covers into the outbox; yield how many in each batch. How far
+    that went is written into the incident in the same transaction, whose lock lets one host after
+    the other do a batch.
+    """
+    while True:
+        with transaction.atomic(using=grants.alias()):
+            unfinished = primary(Incident).filter(pk=incident.pk, is_moved=False)
+            if not unfinished.update(moved_until=F("moved_until")):
+                return
+            count = _copy_next(unfinished.get(), batch_size)
+        if count:
+            yield count
+
+
+def _copy_next(incident: Incident, batch_size: int) -> int:
+    rows = incident.covered()
+    if incident.moved_until:
+        user_key: Any = BankToken._meta.get_field("user")
+        last = user_key.target_field.to_python(incident.moved_until)
+        rows = rows.filter(user_id__gt=last)
+    users = rows.order_by("user_id").values_list("user_id", flat=True)
+    bound = list(users[batch_size - 1 : batch_size])
+    if bound:
+        rows = rows.filter(user_id__lte=bound[0])
+        incident.moved_until = str(bound[0])
+    incident.is_moved = not bound
+    _name_their_users(rows)
+    count = _enqueue(rows.exclude(refresh_ciphertext=""), "incident")
+    incident.save(update_fields=["moved_until", "is_moved"], using=grants.alias())
+    return count
+
+
+def _changed_since(incident: Incident) -> Q:
+    """
+    The rows whose tokens may have come after the incident copied them: refreshed or stored since it
+    began, or taken from a login, which leaves no time of its issue. To put a token into the outbox
+    twice does no harm.
+    """
+    before = incident.started_at - REMEMBERED_FOR
+    return (
+        Q(refreshed_at__gte=incident.started_at)
+        | Q(connected_at__gte=before)
+        | Q(issued_at=None, updated_at__gte=before)
+    )
 
 
 def _in_threads(work: Callable[[], Iterator[int]], workers: int) -> Iterator[int]:
@@ -203,26 +258,36 @@ def _released_logins() -> QuerySet[LoginSession]:
     return login_sessions.rows().filter(has_ended_sid=True).exclude(refresh_ciphertext="")
 
 
-def _move_rows(rows: QuerySet[BankToken], batch_size: int, reason: str | None) -> Iterator[int]:
-    """End *rows* in batches; *reason* is None for what has been given one."""
+def _move_rows(
+    rows: QuerySet[BankToken], batch_size: int, incident: Incident | None
+) -> Iterator[int]:
+    """
+    End *rows* in batches: those of *incident*, or without one those that have been disabled. Yield
+    how many of each batch were still to be moved.
+    """
     last = None
     while True:
         with transaction.atomic(using=grants.alias()):
             # In the order of the users, which is that of the table more than any other column's.
             taken = _take(rows.only("user", "sid", "encrypted_for"), "user_id", last, batch_size)
             if taken:
-                _move(taken, reason)
+                moved = _move(taken, incident)
         if not taken:
             return
-        yield len(taken)
+        yield moved
         last = taken[-1].user_id
 
 
-def _move(taken: list[BankToken], reason: str | None) -> None:
+def _move(taken: list[BankToken], incident: Incident | None) -> int:
     rows = primary(BankToken).filter(user_id__in=[row.user_id for row in taken])
     if not all(row.encrypted_for for row in taken):
         _name_their_users(rows)
-    _enqueue(rows.exclude(refresh_ciphertext=""), reason)
+    holding = rows.exclude(refresh_ciphertext="")
+    if incident is None:
+        _enqueue(holding, F("end_reason"))
+        moved = len(taken)
+    else:
+        moved = _enqueue(holding.filter(_changed_since(incident)), "incident")
     if links.are_used():
         links.remove_made_by_connecting(*(row.user_id for row in taken))
         login_sessions.detach(*{row.sid for row in taken})
@@ -230,11 +295,12 @@ def _move(taken: list[BankToken], reason: str | None) -> None:
         **grants.EMPTY_COLUMNS,
         **grants.NO_IDENTITY,
         status=BankToken.Status.DISCONNECTED,
-        end_reason=F("end_reason") if reason is None else reason,
+        end_reason=F("end_reason") if incident is None else "incident",
         token_version=F("token_version") + 1,
         updated_at=timezone.now(),
     )
     _announce({row.user_id: row.pk for row in taken})
+    return moved
 
 
 def _move_logins(batch_size: int) -> Iterator[int]:
@@ -276,18 +342,18 @@ def _name_their_users(rows: QuerySet[BankToken]) -> None:
         rows.filter(pk=row.pk).update(encrypted_for=str(row.user_id))
 
 
-def _enqueue(rows: QuerySet[BankToken], reason: str | None) -> None:
+def _enqueue(rows: QuerySet[BankToken], reason: str | F) -> int:
     """
-    Copy the refresh tokens of *rows* into the outbox, as ``revocation.enqueue`` does for one. One
-    statement, INSERT … SELECT, which the ORM does not have: gigabytes of tokens need not travel
-    here and back.
+    Copy the refresh tokens of *rows* into the outbox, as ``revocation.enqueue`` does for one;
+    return how many. One statement, INSERT … SELECT, which the ORM does not have: gigabytes of
+    tokens need not travel here and back.
     """
     field: Any = PendingRevocation._meta.get_field
     selected: dict[str, Any] = {
         "connection_id": F("pk"),
         "user_pk": F("encrypted_for"),
         "refresh_ciphertext": F("refresh_ciphertext"),
-        "reason": F("end_reason") if reason is None else Value(reason, CharField()),
+        "reason": Value(reason, CharField()) if isinstance(reason, str) else reason,
         "expires_at": F("refresh_expires_at"),
         "attempts": Value(0, field("attempts")),
         "last_error": Value("", CharField()),
@@ -301,6 +367,7 @@ def _enqueue(rows: QuerySet[BankToken], reason: str | None) -> None:
     table = quote(PendingRevocation._meta.db_table)
     with connection.cursor() as cursor:
         cursor.execute(f"INSERT INTO {table} ({columns}) {sql}", params)
+        return int(cursor.rowcount)
 
 
 def _announce(connections: dict[Any, Any]) -> None:

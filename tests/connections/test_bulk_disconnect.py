@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from everifin_django.connections import bulk_disconnect, grants, logout, revocation
+from everifin_django.connections.refresh import Attempt
 from everifin_django.exceptions import TokenMissingError
 from everifin_django.models import (
     BankToken,
@@ -184,8 +185,6 @@ def test_a_back_channel_logout_does_not_bring_an_ended_connection_back():
 
 
 def test_a_token_that_is_refreshed_meanwhile_is_ended(connected, everifin, age):
-    from everifin_django.connections.refresh import Attempt
-
     age(connected, minutes=5)
     attempt = Attempt(rows().get(), deadline=float("inf"))
     assert attempt.claim()
@@ -227,7 +226,7 @@ class TestIncident:
         BankTokenFactory(status="needs_reconnect")
         BankTokenFactory(status="disconnected", end_reason="logout", refresh_token=None)
         bulk_disconnect.begin()
-        assert list(bulk_disconnect.move_all(2)) == [2, 1, 1]
+        assert sum(bulk_disconnect.move_all(2)) == 4
         assert set(rows().values_list("status", "end_reason")) == {
             ("disconnected", "incident"),
             ("disconnected", "logout"),
@@ -261,7 +260,7 @@ class TestIncident:
         LoginSessionFactory(refresh_token="of another browser")
         bulk_disconnect.begin(encrypted_by="test")
         assert grants.get_access_token(new.user).token == Secret("an access token")
-        assert list(bulk_disconnect.move_all()) == [1]
+        assert sum(bulk_disconnect.move_all()) == 1
         assert PendingRevocation.objects.get().connection_id == old.pk
 
     def test_only_what_was_issued_since_is_covered(self):
@@ -269,7 +268,8 @@ class TestIncident:
         early: Any = BankTokenFactory(issued_at=now - timedelta(hours=2))
         late: Any = BankTokenFactory(issued_at=now - timedelta(hours=1))
         unknown: Any = BankTokenFactory()
-        rows().filter(pk=unknown.pk).update(issued_at=None)
+        early_today = now - timedelta(hours=3)
+        rows().filter(pk=unknown.pk).update(issued_at=None, updated_at=early_today)
         other: Any = LoginSessionFactory(user=late.user, refresh_token="of another browser")
         LoginSession.objects.update(created_at=now - timedelta(days=1))
         bulk_disconnect.begin(issued_since=now - timedelta(minutes=90))
@@ -278,12 +278,64 @@ class TestIncident:
         assert moved == {late.pk, unknown.pk, other.pk}
         assert rows().get(pk=early.pk).status == "active"
 
+    def test_all_tokens_are_in_the_outbox_before_a_row_changes(self, monkeypatch):
+        monkeypatch.setattr(bulk_disconnect, "COPIED_AT_ONCE", 1)
+        made = BankTokenFactory.create_batch(5)
+        bulk_disconnect.begin()
+        moving = bulk_disconnect.move_all(2)
+        assert [next(moving) for _ in range(3)] == [2, 2, 1]
+        assert PendingRevocation.objects.count() == len(made)
+        assert BankToken.objects.filter(status="active").count() == len(made)
+        assert list(moving) == [0, 0, 0]
+        assert PendingRevocation.objects.count() == len(made)
+        assert set(rows().values_list("status", "refresh_ciphertext")) == {("disconnected", "")}
+
+    def test_it_goes_on_after_the_last_token_that_was_copied(self, monkeypatch):
+        monkeypatch.setattr(bulk_disconnect, "COPIED_AT_ONCE", 1)
+        BankTokenFactory.create_batch(3)
+        bulk_disconnect.begin()
+        assert next(bulk_disconnect.move_all(2)) == 2
+        assert sum(bulk_disconnect.move_all(2)) == 1
+        assert PendingRevocation.objects.count() == 3
+
+    def test_a_token_that_was_refreshed_after_it_was_copied_is_ended(
+        self, connected, everifin, age
+    ):
+        age(connected, minutes=5)
+        attempt = Attempt(rows().get(), deadline=float("inf"))
+        assert attempt.claim()
+        bulk_disconnect.begin()
+        moving = bulk_disconnect.move_all()
+        assert next(moving) == 1
+        attempt.store(attempt.send())
+        newest = rows().get().open_token("refresh")
+        list(moving)
+        tokens = [entry.open_token() for entry in PendingRevocation.objects.all()]
+        assert newest in tokens
+        revocation.revoke_due()
+        assert everifin.live_sessions() == 0
+
+    def test_a_token_that_came_from_a_login_after_it_was_copied_is_ended(self):
+        row: Any = BankTokenFactory()
+        bulk_disconnect.begin()
+        moving = bulk_disconnect.move_all()
+        assert next(moving) == 1
+        given = BankTokenFactory.build(id=row.pk, user=row.user, refresh_token="of a login")
+        rows().update(
+            refresh_ciphertext=given.refresh_ciphertext,
+            issued_at=None,
+            updated_at=timezone.now(),
+        )
+        list(moving)
+        tokens = [entry.open_token() for entry in PendingRevocation.objects.order_by("pk")]
+        assert tokens == [Secret("a refresh token"), Secret("of a login")]
+
     def test_it_is_remembered_for_a_while_and_then_over(self):
         """A transaction that began before it may yet be committed."""
         BankTokenFactory()
         bulk_disconnect.begin()
         assert sum(bulk_disconnect.move_all()) == 1
-        late: Any = BankTokenFactory()
+        late: Any = BankTokenFactory(connected_at=timezone.now() - timedelta(minutes=12))
         Incident.objects.update(started_at=timezone.now() - timedelta(minutes=11))
         with pytest.raises(TokenMissingError):
             grants.get_access_token(late.user)
