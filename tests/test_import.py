@@ -88,6 +88,20 @@ class TestFile:
             with pytest.raises(CommandError):
                 run("csv", file=path)
 
+    @pytest.mark.parametrize(
+        "content", [b"user,subject\n\xe1nn,abc\n", b"user,subject\nann," + b"x" * 200_000 + b"\n"]
+    )
+    def test_what_is_no_text_is_an_error(self, tmp_path, content):
+        path = tmp_path / "accounts.csv"
+        path.write_bytes(content)
+        with pytest.raises(CommandError, match="cannot be read"):
+            run("csv", file=path)
+
+    def test_a_short_and_a_long_line_are_told(self, file, ann):
+        out, err = run("csv", file=file("ann", "ann,abc,more"), apply=True)
+        assert "1 created, 0 known, 1 refused." in out
+        assert err.startswith("line 2: refused. A subject has")
+
 
 def test_the_issuer_has_to_be_this_sites(file):
     with pytest.raises(CommandError, match="issuer"):

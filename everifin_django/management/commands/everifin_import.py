@@ -120,16 +120,22 @@ def _rows(options: dict[str, Any]) -> Iterator[Row]:
 
 def _of_file(path: Path) -> Iterator[Row]:
     users: Any = primary(get_user_model())
+    columns, entries = _read(path)
+    if not {"user", "subject"} <= columns:
+        raise CommandError("The file needs the columns user and subject.")
+    for line, entry in entries:
+        user = users.filter(**{users.model.USERNAME_FIELD: entry["user"] or ""}).first()
+        issuer = entry.get("issuer") or conf.issuer
+        yield Row(f"line {line}", user, entry["subject"] or "", issuer)
+
+
+def _read(path: Path) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
+    """The columns and rows of the file, read to its end before anything is created."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            if not {"user", "subject"} <= set(reader.fieldnames or ()):
-                raise CommandError("The file needs the columns user and subject.")
-            for entry in reader:
-                user = users.filter(**{users.model.USERNAME_FIELD: entry["user"] or ""}).first()
-                issuer = entry.get("issuer") or conf.issuer
-                yield Row(f"line {reader.line_num}", user, entry["subject"] or "", issuer)
-    except OSError as error:
+            return {*(reader.fieldnames or ())}, [(reader.line_num, one) for one in reader]
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the file
         raise CommandError(f"The file cannot be read ({type(error).__name__}).") from None
 
 
