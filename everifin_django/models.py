@@ -735,6 +735,9 @@ class PendingRevocation(models.Model):
     connection_id = models.UUIDField(_("connection id"))
     user_pk = models.CharField(_("user"), max_length=255, blank=True)
     refresh_ciphertext = models.TextField(editable=False)
+    # A refresh had sent it, and no answer had come. Then that Everifin does not know it any more
+    # says nothing about what it was exchanged for.
+    is_spent = models.BooleanField(_("spent"), default=False)
     reason = models.CharField(_("reason"), max_length=32)
     expires_at = models.DateTimeField(_("dies by itself"), null=True)
     attempts = models.PositiveIntegerField(_("attempts"), default=0)

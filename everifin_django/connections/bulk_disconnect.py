@@ -24,7 +24,7 @@ from typing import Any
 from django.contrib.auth import get_user_model
 from django.db import connections as db_connections
 from django.db import router, transaction
-from django.db.models import CharField, F, Q, QuerySet, Value
+from django.db.models import BooleanField, CharField, ExpressionWrapper, F, Q, QuerySet, Value
 from django.utils import timezone
 
 from everifin_django.connections import grants, links, login_sessions, revocation
@@ -353,6 +353,10 @@ def _enqueue(rows: QuerySet[BankToken], reason: str | F) -> int:
         "connection_id": F("pk"),
         "user_pk": F("encrypted_for"),
         "refresh_ciphertext": F("refresh_ciphertext"),
+        "is_spent": ExpressionWrapper(
+            Q(lease_id__isnull=False) | Q(last_error=revocation.ANSWER_LOST),
+            output_field=BooleanField(),
+        ),
         "reason": Value(reason, CharField()) if isinstance(reason, str) else reason,
         "expires_at": F("refresh_expires_at"),
         "attempts": Value(0, field("attempts")),

@@ -80,7 +80,7 @@ TAKEOVER_PATIENCE_SECONDS = 1.5
 REPEAT_SECONDS = 1
 CLIENT_REFUSED_PAUSE_SECONDS = 5
 SENDING_SHARE = 0.5
-ANSWER_LOST = "answer_lost"
+ANSWER_LOST = revocation.ANSWER_LOST
 USER_CHANGED = "user_changed"
 NO_ACCESS_TOKEN = "no_access_token"  # noqa: S105 - a reason
 REFUSED_SECONDS = 3600
@@ -560,6 +560,7 @@ class Attempt:
     def _revoke(self, refresh_token: Secret, reason: str) -> None:
         context = self.row.encryption_context("refresh")
         pending = revocation.enqueue_token(context, refresh_token, reason, self.key, self.alias)
+        revocation.drop_spent(self.row)
         revocation.revoke(pending)
 
     def _refused(self, code: str) -> BankToken:

@@ -47,6 +47,8 @@ FIRST_BACKOFF_SECONDS = 60
 LONGEST_BACKOFF_SECONDS = 3600
 PAGE_SIZE = 200
 FAILURES_OF_AN_OUTAGE = 5
+ANSWER_LOST = "answer_lost"
+"""What a connection's last error says once a refresh may have spent its token."""
 
 
 def enqueue(connection: BankToken, reason: str) -> PendingRevocation | None:
@@ -60,6 +62,7 @@ def enqueue(connection: BankToken, reason: str) -> PendingRevocation | None:
         connection_id=connection.pk,
         user_pk=connection.encrypted_for or str(connection.user_id),
         refresh_ciphertext=connection.refresh_ciphertext,
+        is_spent=connection.lease_id is not None or connection.last_error == ANSWER_LOST,
         reason=_bounded(reason),
         expires_at=connection.refresh_expires_at,
     )
@@ -87,7 +90,7 @@ def replace_spent(connection: BankToken, refresh_token: Secret, key: Key) -> Non
     entries = primary(PendingRevocation).filter(
         connection_id=connection.pk, refresh_ciphertext=connection.refresh_ciphertext
     )
-    if entries.update(refresh_ciphertext=seal(refresh_token, context, key)):
+    if entries.update(refresh_ciphertext=seal(refresh_token, context, key), is_spent=False):
         return
     record = _record_of(connection)
     if record is not None and _holds_same_token(record, connection):
@@ -95,6 +98,18 @@ def replace_spent(connection: BankToken, refresh_token: Secret, key: Key) -> Non
         _logins().filter(pk=record.pk, version=record.version).update(
             refresh_ciphertext=sealed, version=record.version + 1
         )
+
+
+def drop_spent(connection: BankToken) -> None:
+    """
+    Delete the entry of the token that was spent for a refresh of *connection*: what came for it is
+    in the outbox now. One statement.
+    """
+    primary(PendingRevocation).filter(
+        connection_id=connection.pk,
+        refresh_ciphertext=connection.refresh_ciphertext,
+        is_spent=True,
+    ).delete()
 
 
 def _holds_same_token(record: LoginSession, connection: BankToken) -> bool:
@@ -280,14 +295,18 @@ def _claim(pending: PendingRevocation) -> Secret | None:
 def _end(token: Secret) -> Exception | None:
     """End *token* at Everifin; return what kept it from ending. One request, no query."""
     try:
-        end_session(token)
+        was_alive = end_session(token)
     except (EverifinError, ImproperlyConfigured) as error:
         return error
-    return None
+    return None if was_alive else _DeadTokenError()
+
+
+class _DeadTokenError(Exception):
+    """Everifin did not know the token any more."""
 
 
 def _settle(pending: PendingRevocation, error: Exception | None) -> bool:
-    if error is None:
+    if error is None or (isinstance(error, _DeadTokenError) and not pending.is_spent):
         _entry(pending).delete()
         logger.info("The grant of connection %s is ended.", pending.connection_id)
         return True
@@ -416,6 +435,8 @@ def _bounded(reason: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, _DeadTokenError):
+        return "spent"
     if isinstance(error, ImproperlyConfigured):
         return "misconfigured"
     if isinstance(error, TokenUnreadableError):

@@ -100,10 +100,11 @@ def refresh(refresh_token: Secret, *, deadline_seconds: float | None = None) -> 
 
 
 @hides_frames
-def end_session(refresh_token: Secret, *, deadline_seconds: float | None = None) -> None:
+def end_session(refresh_token: Secret, *, deadline_seconds: float | None = None) -> bool:
     """
     End the session at Everifin that *refresh_token* belongs to; with EVERIFIN_REVOCATION_URL,
-    revoke the token there. A token that is dead already counts as ended.
+    revoke the token there. Return False if Everifin says that the token is dead already, which
+    RFC 7009 does not let it say.
 
     One request. An access token stays good for the rest of its life.
     Errors: RefusedError (the client is refused); UnavailableError.
@@ -121,6 +122,7 @@ def end_session(refresh_token: Secret, *, deadline_seconds: float | None = None)
         is_ended = answer.status == 204 or _refusal(answer) == "invalid_grant"
     if not is_ended:
         raise _failure(answer)
+    return answer.status in {200, 204}
 
 
 def _is_no_page(answer: Answer) -> bool:

@@ -1,5 +1,7 @@
 """The outbox: what is taken from a connection is ended at Everifin, now or later."""
 
+import time
+import uuid
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -7,7 +9,9 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from everifin_django.connections import revocation
+from everifin_django.connections import bulk_disconnect, grants, revocation
+from everifin_django.connections.refresh import Attempt
+from everifin_django.exceptions import TokenMissingError
 from everifin_django.models import BankToken, PendingRevocation, in_database_seconds
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.secret import Secret
@@ -224,3 +228,49 @@ def test_a_connection_made_again_meanwhile_is_not_emptied(ended, monkeypatch):
     assert revocation.purge_ended() == 0
     assert BankToken.objects.get().refresh_ciphertext == ended.refresh_ciphertext
     assert not PendingRevocation.objects.exists()
+
+
+class TestSpentToken:
+    """A refresh sent the token, and nobody knows what came back for it."""
+
+    @pytest.mark.parametrize("trace", [{"lease_id": uuid.uuid4()}, {"last_error": "answer_lost"}])
+    def test_that_everifin_does_not_know_it_is_no_end(self, connected, everifin, trace):
+        BankToken.objects.filter(pk=connected.pk).update(**trace)
+        everifin.faults.add("logout", status=400, body='{"error": "invalid_grant"}')
+        connected.refresh_from_db()
+        pending = _taken(connected, "deleted")
+        assert not revocation.revoke(pending)
+        pending.refresh_from_db()
+        assert (pending.is_spent, pending.last_error) == (True, "spent")
+
+    def test_it_is_ended_where_everifin_still_knows_it(self, connected, everifin):
+        BankToken.objects.update(last_error="answer_lost")
+        connected.refresh_from_db()
+        assert revocation.revoke(_taken(connected, "deleted"))
+        assert everifin.live_sessions() == 0
+
+    def test_a_leak_is_answered_alike(self, connected):
+        BankToken.objects.update(last_error="answer_lost")
+        bulk_disconnect.disable(BankToken.objects.all(), "incident")
+        assert list(bulk_disconnect.move_all()) == [1]
+        assert PendingRevocation.objects.get().is_spent
+
+    def test_the_answer_takes_its_place(self, connected, everifin):
+        """It comes after the user has disconnected."""
+        attempt = Attempt(connected, deadline=time.monotonic() + 9)
+        assert attempt.claim()
+        tokens = attempt.send()
+        grants.disconnect(connected.user)
+        with pytest.raises(TokenMissingError):
+            attempt.store(tokens)
+        assert everifin.live_sessions() == 0
+        assert not PendingRevocation.objects.exists()
+
+    def test_many_of_them_are_no_outage(self, connected, everifin):
+        everifin.faults.add("logout", status=400, body='{"error": "invalid_grant"}')
+        for _ in range(revocation.FAILURES_OF_AN_OUTAGE):
+            BankToken.objects.update(last_error="answer_lost")
+            connected.refresh_from_db()
+            _taken(connected, "deleted")
+        assert revocation.revoke_due() == (0, revocation.FAILURES_OF_AN_OUTAGE)
+        assert PendingRevocation.objects.filter(last_error="spent").count() == 5
