@@ -127,7 +127,7 @@ def record(user: Any, key: str | int | uuid.UUID, payment: Asked, *, next_url: s
         # Another process inserted it between the two statements.
         row = _rows().get(key_digest=digest)
     # A user who was deleted has no row any more: another one may have their primary key today.
-    if row.user_id != user.pk or row.user_pk != str(user.pk) or not _is_for(row, payment):
+    if not is_of(row, user) or not _is_for(row, payment):
         raise PaymentKeyTakenError
     return row
 
@@ -399,7 +399,12 @@ def by_return_value(value: str) -> Payment | None:
 
 def of_user(user: Any) -> QuerySet[Payment]:
     """Return the payments of *user*, newest first, as a queryset of the database written to."""
-    return _rows().filter(user=user).order_by("-created_at")
+    return _rows().filter(user=user, user_pk=str(user.pk)).order_by("-created_at")
+
+
+def is_of(row: Payment, user: Any) -> bool:
+    """Is it a payment of *user*, and was it from the beginning?"""
+    return bool(row.user_id == user.pk and row.user_pk == str(user.pk))
 
 
 def _alias() -> str:

@@ -15,7 +15,7 @@ from django.db.models import Q
 
 from everifin_django.conf import conf
 from everifin_django.connections import grants, login_sessions, logout, revocation
-from everifin_django.exceptions import LoginError
+from everifin_django.exceptions import LoginError, MalformedError, TamperedError
 from everifin_django.models import (
     OFFLINE_ACCESS,
     BankToken,
@@ -40,7 +40,7 @@ def end_sessions(logout_token: Secret) -> int:
     sent again.
 
     Errors: as ``id_token.verify_logout_token``; LoginError for a token that was taken before;
-    TokenUnreadableError for a login whose session keys cannot be read.
+    UnknownKeyError or KeysUnavailableError for a login whose session keys cannot be read for now.
     """
     named = verify_logout_token(logout_token)
     token_id = f"logout token {conf.issuer} {named.token_id}"
@@ -70,7 +70,11 @@ def identity_digest_of(identity: Identity, *, of_unknown_sid: bool = False) -> s
 
 
 def _end(record: LoginSession, named: LogoutToken) -> None:
-    login_sessions.delete_sessions(login_sessions.session_keys(record))
+    try:
+        login_sessions.delete_sessions(login_sessions.session_keys(record))
+    except (TamperedError, MalformedError):
+        # Moved from another user or id: no later try can read it, and the others are to end.
+        logger.critical("The session keys of a login cannot be read, so it was not ended.")
     is_offline = OFFLINE_ACCESS in record.scope.split()
     if login_sessions.delete(record) and is_offline:
         # Its grant outlives the session at Everifin, and nobody here has it any more.

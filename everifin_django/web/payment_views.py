@@ -133,7 +133,7 @@ class PaymentReturnView(View):
         if not request.user.is_authenticated:
             return redirect_to_login(request.get_full_path())
         row = ledger.by_return_value(value)
-        if row is None or row.user_id != request.user.pk:
+        if row is None or not ledger.is_of(row, request.user):
             raise Http404
         return _take_return(request, row)
 
