@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from django.db import Error as DatabaseFault
-from django.db import connection, connections, transaction
+from django.db import OperationalError, connection, connections, transaction
 from django.test import Client
 from django.utils import timezone
 
@@ -207,6 +207,55 @@ class TestBounds:
             )
         assert seen[0].connection is None
         assert seen[0] is not connections["default"]
+
+
+@pytest.mark.skipif("connection.vendor != 'sqlite'", reason="What is tried is SQLite's")
+class TestSQLite:
+    @pytest.fixture
+    def journal(self, request, overdue, monkeypatch):
+        """Django's default of a transaction that begins by reading, in one of two journal modes."""
+        options = {**connection.settings_dict["OPTIONS"], "transaction_mode": "DEFERRED"}
+        connections["default"].close()
+        monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
+        self.set_journal(request.param)
+        yield request.param
+        monkeypatch.undo()
+        self.set_journal("delete")
+        connections["default"].close()
+
+    def set_journal(self, mode: str) -> None:
+        with connection.cursor() as cursor:
+            assert cursor.execute(f"PRAGMA journal_mode = {mode}").fetchone() == (mode,)
+
+    @pytest.mark.parametrize("journal", ["wal"], indirect=True)
+    def test_with_wal_a_transaction_that_has_only_read_is_refreshed_beside(
+        self, journal, overdue, everifin
+    ):
+        with transaction.atomic():
+            assert ensure_fresh(overdue.user).token_version == 2
+            # What this transaction has read is older than what is stored by now.
+            with pytest.raises(OperationalError, match="locked"):
+                BankToken.objects.update(failures=1)
+            transaction.set_rollback(True)
+        assert BankToken.objects.get().token_version == 2
+
+    @pytest.mark.parametrize("journal", ["wal", "delete"], indirect=True)
+    def test_a_transaction_that_has_written_is_refused_before_anything_is_sent(
+        self, journal, overdue, everifin
+    ):
+        with transaction.atomic():
+            BankToken.objects.update(failures=1)
+            with pytest.raises(RefreshInTransactionError):
+                ensure_fresh(overdue.user)
+        assert everifin.calls["token.refresh_token"] == 0
+
+    @pytest.mark.parametrize("journal", ["delete"], indirect=True)
+    def test_without_wal_so_is_one_that_has_read(self, journal, overdue, everifin):
+        with transaction.atomic():
+            BankToken.objects.count()
+            with pytest.raises(RefreshInTransactionError):
+                ensure_fresh(overdue.user)
+        assert everifin.calls["token.refresh_token"] == 0
 
 
 @on_postgresql
