@@ -594,9 +594,9 @@ class BankToken(models.Model):
 
     def health(self, now: datetime | None = None) -> Health:
         now = now or timezone.now()
-        if self.status != self.Status.ACTIVE:
-            return self.Health(self.status)
-        if self.is_moved:
+        if self.status == self.Status.DISCONNECTED:
+            return self.Health.DISCONNECTED
+        if self.status != self.Status.ACTIVE or self.is_moved:
             return self.Health.NEEDS_RECONNECT
         if self.failures or self._was_rejected(now):
             return self.Health.DEGRADED

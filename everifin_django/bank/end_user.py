@@ -44,6 +44,10 @@ Source: the IANA special-purpose address registries (RFC 6890).
 """
 
 
+NAT64 = ip_network("64:ff9b::/96")
+"""IPv4 addresses as an IPv6 server sees them. Source: RFC 6052, section 2.1."""
+
+
 def read_ip(node: str) -> IPv4Address | IPv6Address | None:
     """
     Return the IP address in *node*, as a proxy writes it: with a port, brackets or quotes.
@@ -57,7 +61,8 @@ def read_ip(node: str) -> IPv4Address | IPv6Address | None:
 
 def is_public(ip: IPv4Address | IPv6Address) -> bool:
     """Can a visitor of a public site have this IP address? Documentation networks count."""
-    return not any(ip in network for network in NOT_PUBLIC)
+    within = ip.sixtofour if isinstance(ip, IPv6Address) else None
+    return not any(ip in network or (within and within in network) for network in NOT_PUBLIC)
 
 
 def sendable_user_agent(agent: str) -> str | None:
@@ -90,5 +95,7 @@ def parse_ip(text: str) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     if isinstance(parsed, IPv6Address):
+        if parsed in NAT64:
+            return IPv4Address(int(parsed) & 0xFFFF_FFFF)
         return None if parsed.scope_id else parsed.ipv4_mapped or parsed
     return parsed

@@ -770,7 +770,7 @@ def _connected(row: BankToken | None) -> BankToken:
     """Errors: TokenMissingError and ConsentExpiredError for what no refresh can bring back."""
     if row is None or row.is_stopped():
         raise TokenMissingError("The user has no connection to Everifin.")
-    if row.status == BankToken.Status.NEEDS_RECONNECT:
+    if row.status != BankToken.Status.ACTIVE:
         raise consent_expired_error(row.last_error)
     if row.is_moved:
         logger.error(

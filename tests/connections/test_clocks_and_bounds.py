@@ -13,7 +13,7 @@ from django.utils import timezone
 from everifin_django.bank.payments import SinglePayment
 from everifin_django.connections import grants, ledger, revocation
 from everifin_django.connections.refresh import ensure_fresh
-from everifin_django.exceptions import UnavailableError
+from everifin_django.exceptions import ConsentExpiredError, UnavailableError
 from everifin_django.models import (
     MOST_COUNTED,
     BankToken,
@@ -196,6 +196,15 @@ def test_a_verified_email_longer_than_the_users_field_is_left_out(
     monkeypatch.setattr(django_user_model._meta.get_field("email"), "max_length", 10)
     assert everifin.visit(client, "login").status_code == 302
     assert django_user_model.objects.get().email == ""
+
+
+@pytest.mark.parametrize("status", ["strange", ""])
+def test_with_an_unknown_status_the_user_connects_again(overdue, everifin, status):
+    BankToken.objects.update(status=status)
+    with pytest.raises(ConsentExpiredError):
+        ensure_fresh(overdue.user)
+    assert BankToken.objects.get().health() == BankToken.Health.NEEDS_RECONNECT
+    assert everifin.calls["token.refresh_token"] == 0
 
 
 class TestAMovedRow:
