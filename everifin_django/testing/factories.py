@@ -22,6 +22,7 @@ from everifin_django.encryption import EncryptionContext, TokenKind, active_key,
 from everifin_django.models import (
     OFFLINE_ACCESS,
     BankToken,
+    Incident,
     LoginFlow,
     LoginLink,
     LoginSession,
@@ -35,6 +36,7 @@ from everifin_django.secret import Secret
 
 __all__ = [
     "BankTokenFactory",
+    "IncidentFactory",
     "LoginFlowFactory",
     "LoginLinkFactory",
     "LoginSessionFactory",
@@ -215,3 +217,12 @@ class LogoutSeenFactory(factory.django.DjangoModelFactory):
 
     digest = factory.Sequence(lambda number: f"{number:064x}")
     seen_at = factory.LazyFunction(timezone.now)
+
+
+class IncidentFactory(factory.django.DjangoModelFactory):
+    """An incident that covers every connection, and that nobody has begun to work off."""
+
+    class Meta:
+        model = Incident
+
+    started_at = factory.LazyFunction(timezone.now)

@@ -219,7 +219,10 @@ class TestSQLite:
         monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
         self.set_journal(request.param)
         yield request.param
-        monkeypatch.undo()
+        connections["default"].close()
+        for thread in threading.enumerate():
+            if thread.name == "everifin-refresh":  # closes its connection after its answer
+                thread.join()
         self.set_journal("delete")
         connections["default"].close()
 

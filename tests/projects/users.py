@@ -124,6 +124,7 @@ class TestConnection:
         assert str(row.pk) not in admin.get(CONNECTIONS, {"q": "nobody"}).content.decode()
         assert str(ann) in admin.get(f"{CONNECTIONS}{row.pk}/change/").content.decode()
         admin.post(CONNECTIONS, {"action": "disconnect", "_selected_action": [row.pk]})
+        assert revocation.revoke_due() == (1, 0)
         assert everifin.live_sessions() == 0
         assert user_of(browser) == ann
 
