@@ -126,7 +126,8 @@ class ConnectionVersion:
     One version of one user's connection, as its reader saw it.
 
     This is all that another thread or database connection is told of a connection: it must find the
-    same one there. *is_rejected* says that Everifin refused the access token of this version.
+    same one there. *is_rejected* says that Everifin refused the access token of this version,
+    *is_forced* that it is to be refreshed although it is good.
     """
 
     alias: str
@@ -135,6 +136,7 @@ class ConnectionVersion:
     identity_digest: str | None
     token_version: int
     is_rejected: bool = False
+    is_forced: bool = False
 
     def matches(self, row: BankToken | None) -> bool:
         """Is *row* this connection, for the same identity, in this version or a later one?"""
@@ -598,7 +600,7 @@ class BankToken(models.Model):
             return self.Health.DISCONNECTED
         if self.status != self.Status.ACTIVE or self.is_moved:
             return self.Health.NEEDS_RECONNECT
-        if self.failures or self._was_rejected(now):
+        if self.failures or self.was_rejected(now):
             return self.Health.DEGRADED
         return self.Health.EXPIRING if self._is_expiring(now) else self.Health.ACTIVE
 
@@ -608,7 +610,8 @@ class BankToken(models.Model):
         left, life = self.refresh_expires_at - now, self.refresh_expires_at - self.issued_at
         return left <= self.EXPIRING_WITHIN and left * EXPIRING_SHARE <= life
 
-    def _was_rejected(self, now: datetime) -> bool:
+    def was_rejected(self, now: datetime) -> bool:
+        """Did the bank API refuse a new access token of this connection within REJECTION_PAUSE?"""
         return self.rejected_at is not None and now - self.rejected_at < self.REJECTION_PAUSE
 
     def _margin(self, margin_seconds: float) -> timedelta:
@@ -991,6 +994,24 @@ class LoginSession(models.Model):
         """
         sealed = getattr(self, f"{kind}_ciphertext")
         return open_sealed(sealed, self.encryption_context(kind)) if sealed else None
+
+
+class EndpointState(models.Model):
+    """
+    What the processes of a site tell each other of an endpoint at Everifin. Times by the database's
+    clock.
+    """
+
+    name = models.CharField(max_length=16, primary_key=True)
+    paused_until = models.DateTimeField(null=True)
+    client_refused_at = models.DateTimeField(null=True)
+
+    class Meta:
+        verbose_name = _("state of an endpoint")
+        verbose_name_plural = _("states of endpoints")
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class LogoutSeen(models.Model):

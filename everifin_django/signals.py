@@ -10,12 +10,16 @@ should be quick; an error in one is logged and changes nothing.
 from django.dispatch import Signal
 
 __all__ = [
+    "client_refused",
+    "connection_degraded",
+    "connection_recovered",
     "consent_expired",
     "everifin_connected",
     "everifin_disconnected",
     "login_link_created",
     "login_link_removed",
     "payment_finished",
+    "refresh_failed",
     "token_refreshed",
 ]
 
@@ -29,6 +33,27 @@ token_refreshed = Signal()
 
 consent_expired = Signal()
 """Everifin ended a user's connection, who must connect again. Further argument: ``reason``."""
+
+refresh_failed = Signal()
+"""
+A refresh failed for now, and is tried again later. Further arguments: ``reason``,
+``retry_after_seconds``. Once for each try, not for each request that meets the pause after it.
+"""
+
+connection_degraded = Signal()
+"""
+A connection that was healthy cannot be refreshed or used for now. Further argument: ``reason``.
+Once, however many tries fail.
+"""
+
+connection_recovered = Signal()
+"""A degraded connection was refreshed. Once."""
+
+client_refused = Signal()
+"""
+Everifin refuses this site's client id or secret, so nobody's tokens can be refreshed: wake an
+operator. Argument: ``reason``. Once an hour for the whole site.
+"""
 
 everifin_disconnected = Signal()
 """A user's connection was ended here, by logout, disconnect or an administrator."""

@@ -276,7 +276,12 @@ class TestDependencies:
 
     @pytest.mark.parametrize(
         "requirement",
-        ["django>=4.2", "urllib3", "no-such-package>=1000", "no-such-extra>=1000; extra == 'celery'"],
+        [
+            "django>=4.2",
+            "urllib3",
+            "no-such-package>=1000",
+            "no-such-extra>=1000; extra == 'celery'",
+        ],
     )
     def test_others_are_silent(self, needs, requirement):
         assert needs(requirement) == []

@@ -37,11 +37,14 @@ from typing import Any, NoReturn
 from django.db import Error as DatabaseFault
 from django.db import connections as db_connections
 from django.db import router, transaction
+from django.db.models import Q
 from django.db.models.functions import Coalesce
+from django.dispatch import Signal
 from django.utils import timezone
 
 from everifin_django.conf import conf
-from everifin_django.connections import own_connection, revocation
+from everifin_django.connections import own_connection, pauses, revocation
+from everifin_django.connections.pauses import CLIENT_ERRORS, is_about_client
 from everifin_django.encryption import Key, active_key
 from everifin_django.exceptions import (
     AnswerLostError,
@@ -68,7 +71,13 @@ from everifin_django.models import (
 from everifin_django.oauth.endpoints import TokenSet, refresh
 from everifin_django.oauth.id_token import Identity, is_about
 from everifin_django.secret import Secret
-from everifin_django.signals import consent_expired, token_refreshed
+from everifin_django.signals import (
+    connection_degraded,
+    connection_recovered,
+    consent_expired,
+    refresh_failed,
+    token_refreshed,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +91,7 @@ CLIENT_REFUSED_PAUSE_SECONDS = 5
 SENDING_SHARE = 0.5
 ANSWER_LOST = revocation.ANSWER_LOST
 USER_CHANGED = "user_changed"
+TOKEN_REJECTED = "token_rejected"  # noqa: S105 - a reason
 NO_ACCESS_TOKEN = "no_access_token"  # noqa: S105 - a reason
 REFUSED_SECONDS = 3600
 NEW_TOKEN_SECONDS = 3
@@ -89,7 +99,6 @@ REJECTED_PAUSE_SECONDS = 60
 REJECTED_CONNECTIONS = 3
 EXPIRED_ANSWER_PAUSE_SECONDS = 5
 AFTER_ROLLBACK_SECONDS = 1
-CLIENT_ERRORS = frozenset({"invalid_client", "unauthorized_client"})
 TEMPORARY_ERRORS = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
 ENDING_ERRORS = {
     "invalid_grant": "invalid_grant",
@@ -129,6 +138,19 @@ def ensure_fresh(user: Any, *, rejected: ConnectionVersion | None = None) -> Ban
     if now < row.overdue_at(margin) and in_transaction(seen.alias):
         return row
     return _refreshed(user, seen)
+
+
+def refresh_now(user: Any) -> BankToken:
+    """
+    Refresh the user's tokens, however good they are, and return the connection.
+
+    Two queries, three statements and one request. If another process is refreshing them, what it
+    stores is returned.
+    Errors: as ``ensure_fresh``; UnavailableError also while the tokens are good.
+    """
+    if not user.is_active:
+        raise TokenMissingError("The user is not active, so nothing is read in their name.")
+    return _refreshed(user, replace(read_connection(user).seen(), is_forced=True))
 
 
 def read_connection(user: Any) -> BankToken:
@@ -229,15 +251,17 @@ class _Reading:
     now: datetime
     database_now: datetime
     seen: ConnectionVersion
+    endpoint_paused_until: datetime | None = None
 
     @property
     def is_rejected(self) -> bool:
-        return self.seen.is_rejected and self.row.token_version == self.seen.token_version
+        return self.seen.is_rejected and self._is_same_version
 
     @property
     def is_usable(self) -> bool:
         is_overdue = self.now >= self.row.overdue_at(conf.refresh_margin_seconds)
-        return not is_overdue and not self.is_rejected
+        is_unwanted = (self.seen.is_rejected or self.seen.is_forced) and self._is_same_version
+        return not is_overdue and not is_unwanted
 
     @property
     def is_due(self) -> bool:
@@ -251,9 +275,10 @@ class _Reading:
 
     @property
     def pause_seconds(self) -> float:
-        """How long Everifin is to be left alone after a failure."""
-        seconds = self._seconds_until(self.row.retry_after)
-        return seconds if 0 < seconds <= LONGEST_PAUSE_SECONDS else 0
+        """How long Everifin is to be left alone: after a failure, or because it asked for it."""
+        ends = (self.row.retry_after, self.endpoint_paused_until)
+        found = [self._seconds_until(end) for end in ends]
+        return max((one for one in found if 0 < one <= LONGEST_PAUSE_SECONDS), default=0)
 
     @property
     def is_new(self) -> bool:
@@ -273,6 +298,10 @@ class _Reading:
         longest = BankToken.REJECTION_PAUSE.total_seconds()
         seconds = longest + self._seconds_until(self.row.rejected_at)
         return seconds if 0 < seconds <= longest else 0
+
+    @property
+    def _is_same_version(self) -> bool:
+        return self.row.token_version == self.seen.token_version
 
     def _seconds_until(self, when: datetime | None) -> float:
         return -1.0 if when is None else (when - self.database_now).total_seconds()
@@ -329,13 +358,21 @@ def _check_that_a_refresh_may_help(reading: _Reading) -> None:
 
 def _note_rejection(seen: ConnectionVersion) -> None:
     rows = BankToken.objects.using(seen.alias).filter(pk=seen.connection_id)
-    rows.filter(token_version=seen.token_version).update(rejected_at=DatabaseNow())
+    same_version = rows.filter(token_version=seen.token_version)
+    pause_seconds = BankToken.REJECTION_PAUSE.total_seconds()
+    was_healthy = Q(failures=0) & (
+        Q(rejected_at=None) | Q(rejected_at__lt=in_database_seconds(-pause_seconds))
+    )
+    if same_version.filter(was_healthy).update(rejected_at=DatabaseNow()):
+        _announce(connection_degraded, rows.select_related("user").get(), reason=TOKEN_REJECTED)
+    else:
+        same_version.update(rejected_at=DatabaseNow())
     rejected_tokens.add(seen.connection_id)
     logger.error(
         "Everifin's bank API refused a new access token of connection %s. It is not refreshed "
         "for that reason again for %d minutes.",
         seen.connection_id,
-        BankToken.REJECTION_PAUSE.total_seconds() // 60,
+        pause_seconds // 60,
     )
 
 
@@ -482,10 +519,8 @@ class Attempt:
             return self._stop(tokens)
         columns = row.sealed(tokens, self.key) | {
             "token_version": row.next_version,
-            "status": BankToken.Status.ACTIVE,
-            "failures": 0,
+            **self._columns_of_success(),
             "last_error": "" if tokens.access is not None else NO_ACCESS_TOKEN,
-            "refused_since": None,
             "refreshed_at": DatabaseNow(),
             "updated_at": timezone.now(),
             **NO_LEASE,
@@ -501,12 +536,14 @@ class Attempt:
             return _with_columns(row, columns)
         if not stored:
             return self._superseded(tokens)
+        if (row.failures or row.rejected_at is not None) and not self._is_rejected:
+            _announce(connection_recovered, row)
         if is_expired:
             raise _unavailable(EXPIRED_ANSWER_PAUSE_SECONDS)
         if is_once_more:
             return None
         logger.info("The tokens of connection %s were refreshed.", row.pk)
-        token_refreshed.send_robust(sender=BankToken, user=row.user, connection_id=row.pk)
+        _announce(token_refreshed, row)
         return _with_columns(row, columns)
 
     def give_up(self, error: APIError) -> BankToken:
@@ -518,6 +555,15 @@ class Attempt:
             return self._refused(error.code or "refused")
         seconds = self._back_off(error)
         raise _unavailable(seconds)
+
+    def _columns_of_success(self) -> dict[str, Any]:
+        """The columns by which a connection is healthy, unless the bank API refuses its tokens."""
+        healthy = {"status": BankToken.Status.ACTIVE, "failures": 0, "refused_since": None}
+        return healthy if self._is_rejected else {**healthy, "rejected_at": None}
+
+    @property
+    def _is_rejected(self) -> bool:
+        return self.row.was_rejected(timezone.now())
 
     def _store(self, columns: dict[str, Any]) -> bool:
         return bool(
@@ -543,7 +589,7 @@ class Attempt:
         The answer is about somebody else: nothing of it is stored, and nobody goes on with this
         connection.
         """
-        self._same_version().update(
+        stopped = self._same_version().update(
             status=BankToken.Status.NEEDS_RECONNECT,
             token_version=self.row.next_version,
             last_error="identity_changed",
@@ -555,6 +601,8 @@ class Attempt:
         logger.critical(
             "A refresh of connection %s was answered with somebody else's ID token.", self.row.pk
         )
+        if not stopped:
+            raise consent_expired_error("identity_changed")
         return self._ended("identity_changed")
 
     def _revoke(self, refresh_token: Secret, reason: str) -> None:
@@ -594,9 +642,7 @@ class Attempt:
 
     def _ended(self, reason: str) -> BankToken:
         logger.warning("Connection %s needs to be connected again: %s.", self.row.pk, reason)
-        consent_expired.send_robust(
-            sender=BankToken, user=self.row.user, connection_id=self.row.pk, reason=reason
-        )
+        _announce(consent_expired, self.row, reason=reason)
         raise consent_expired_error(reason)
 
     def _is_final(self, error: RefusedError) -> bool:
@@ -625,18 +671,26 @@ class Attempt:
         seconds = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreads retries, hides nothing
         if isinstance(error, UnavailableError) and error.retry_after_seconds:
             asked_for = min(error.retry_after_seconds, LONGEST_PAUSE_SECONDS)
-            endpoint_pause.begin(asked_for)
+            self._pause_all(asked_for)
             seconds = max(seconds, asked_for)
         refused = {"refused_since": Coalesce("refused_since", DatabaseNow())}
-        self._same_version().filter(lease_id=self.lease_id).update(
-            failures=min(self.row.failures + 1, MOST_COUNTED),
-            # A lost answer is remembered through failures of another kind: it explains the end.
-            last_error=ANSWER_LOST if self._may_be_spent else _reason(error),
-            **(refused if _is_about_grant(error) else {}),
-            **NO_LEASE | {"retry_after": in_database_seconds(seconds)},
+        # A lost answer is remembered through failures of another kind: it explains the end.
+        reason = ANSWER_LOST if self._may_be_spent else _reason(error)
+        written = (
+            self._same_version()
+            .filter(lease_id=self.lease_id)
+            .update(
+                failures=min(self.row.failures + 1, MOST_COUNTED),
+                last_error=reason,
+                **(refused if _is_about_grant(error) else {}),
+                **NO_LEASE | {"retry_after": in_database_seconds(seconds)},
+            )
         )
-        if _is_about_client(error):
-            endpoint_pause.begin(CLIENT_REFUSED_PAUSE_SECONDS)
+        if written:
+            self._announce_failure(_reason(error), seconds)
+        if is_about_client(error):
+            self._pause_all(CLIENT_REFUSED_PAUSE_SECONDS)
+            pauses.note_client_refused(self.alias, error)
         is_ours_to_mend = isinstance(error, RefusedError) or error.status == 401
         logger.log(
             logging.ERROR if is_ours_to_mend else logging.WARNING,
@@ -645,6 +699,17 @@ class Attempt:
             _reason(error),
         )
         return seconds
+
+    def _pause_all(self, seconds: float) -> None:
+        """Have this process, and through the database all others, leave Everifin alone."""
+        endpoint_pause.begin(seconds)
+        pauses.pause(self.alias, pauses.TOKEN, seconds)
+
+    def _announce_failure(self, reason: str, seconds: float) -> None:
+        row = self.row
+        _announce(refresh_failed, row, reason=reason, retry_after_seconds=seconds)
+        if not row.failures and not self._is_rejected:
+            _announce(connection_degraded, row, reason=reason)
 
     @property
     def _may_be_spent(self) -> bool:
@@ -678,10 +743,7 @@ class Attempt:
 
 
 class Pause:
-    """
-    A time in which no connection is tried. Of this process only: each process finds out by a single
-    request, and a row that all of them share would cost every refresh a query.
-    """
+    """A time in which this process tries no connection."""
 
     def __init__(self) -> None:
         self._until = 0.0
@@ -722,7 +784,10 @@ class RejectedTokens:
 
 
 endpoint_pause = Pause()
-"""Begun when the token endpoint refused this site's client, or asked for time (Retry-After)."""
+"""
+Begun when the token endpoint refused this site's client, or asked for time (Retry-After). The other
+processes read it from the database, in a query that they make anyway.
+"""
 rejected_tokens = RejectedTokens()
 
 
@@ -732,17 +797,15 @@ def clear_pauses() -> None:
     rejected_tokens.clear()
 
 
-def _is_about_client(error: APIError) -> bool:
-    """Source: RFC 6749, section 5.2. Some servers say no more than 401."""
-    if isinstance(error, RefusedError):
-        return error.code in CLIENT_ERRORS
-    return error.status == 401
-
-
 def _is_about_grant(error: APIError) -> bool:
     """Is it an OAuth error that is neither temporary nor about the client?"""
     is_known = error.code in CLIENT_ERRORS | TEMPORARY_ERRORS
     return isinstance(error, RefusedError) and error.status == 400 and not is_known
+
+
+def _announce(signal: Signal, row: BankToken, **more: Any) -> None:
+    """Send *signal* about *row*; an error in a receiver is logged, and stops nothing."""
+    signal.send_robust(sender=BankToken, user=row.user, connection_id=row.pk, **more)
 
 
 NO_LEASE: dict[str, Any] = {"lease_id": None, "lease_until": None, "retry_after": None}
@@ -759,11 +822,14 @@ def _read(user: Any, seen: ConnectionVersion) -> _Reading:
     Read all of one connection, with the database's clock. Errors: as ``_connected``.
     """
     rows = BankToken.objects.using(seen.alias).with_incident()
-    rows = rows.annotate(database_now=DatabaseNow())
+    rows = rows.annotate(
+        database_now=DatabaseNow(),
+        endpoint_paused_until=pauses.paused_until(seen.alias, pauses.TOKEN),
+    )
     row: Any = rows.filter(pk=seen.connection_id, user_id=seen.user_pk).first()
     connected = _connected(row)
     connected.user = user
-    return _Reading(connected, timezone.now(), row.database_now, seen)
+    return _Reading(connected, timezone.now(), row.database_now, seen, row.endpoint_paused_until)
 
 
 def _connected(row: BankToken | None) -> BankToken:

@@ -22,6 +22,7 @@ from everifin_django.encryption import EncryptionContext, TokenKind, active_key,
 from everifin_django.models import (
     OFFLINE_ACCESS,
     BankToken,
+    EndpointState,
     Incident,
     LoginFlow,
     LoginLink,
@@ -36,6 +37,7 @@ from everifin_django.secret import Secret
 
 __all__ = [
     "BankTokenFactory",
+    "EndpointStateFactory",
     "IncidentFactory",
     "LoginFlowFactory",
     "LoginLinkFactory",
@@ -217,6 +219,15 @@ class LogoutSeenFactory(factory.django.DjangoModelFactory):
 
     digest = factory.Sequence(lambda number: f"{number:064x}")
     seen_at = factory.LazyFunction(timezone.now)
+
+
+class EndpointStateFactory(factory.django.DjangoModelFactory):
+    """What processes know of an endpoint: nothing that stops anything."""
+
+    class Meta:
+        model = EndpointState
+
+    name = factory.Sequence(lambda number: f"endpoint {number}")
 
 
 class IncidentFactory(factory.django.DjangoModelFactory):
