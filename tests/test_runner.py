@@ -57,9 +57,9 @@ def test_the_quick_suite_runs_on_sqlite(played, labels):
 
 
 @pytest.mark.parametrize("labels", [[], ["tests/test_conf.py"]])
-def test_everything_runs_on_every_database_and_with_keycloak(played, labels):
+def test_everything_runs_on_every_database_with_browsers_and_with_keycloak(played, labels):
     PytestRunner(everything=True).run_tests(labels)
-    assert played == ["sqlite", "postgres", "mariadb", "keycloak"]
+    assert played == ["sqlite", "postgres", "mariadb", "browser", "keycloak"]
 
 
 def test_databases_are_chosen_by_name():
@@ -67,7 +67,7 @@ def test_databases_are_chosen_by_name():
 
 
 def test_an_unknown_database_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="oracle: choose from sqlite, postgres, mariadb, keycloak"):
+    with pytest.raises(ValueError, match="oracle: choose from sqlite, postgres, mariadb, browser"):
         chosen_databases("sqlite,oracle", {})
 
 
@@ -97,8 +97,10 @@ def test_an_absent_database_fails_only_if_it_was_asked_for(tmp_path, asked_for, 
     ("name", "is_everything", "marker"),
     [
         ("sqlite", False, None),
-        ("sqlite", True, "not keycloak"),
-        ("postgres", True, "not keycloak"),
+        ("sqlite", True, "not browser and not keycloak"),
+        ("postgres", True, "not browser and not keycloak"),
+        ("browser", False, "browser"),
+        ("browser", True, "browser"),
         ("keycloak", False, "keycloak"),
         ("keycloak", True, "keycloak"),
     ],

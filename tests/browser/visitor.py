@@ -41,6 +41,8 @@ def served(sandbox: Any, directory: Path, changes: Mapping[str, str]) -> Iterato
             [sys.executable, str(MANAGE), "demo_site", f"{HOST}:{port}"],
             env={
                 **environment(sandbox, directory),
+                # Not the one on which the tests run.
+                "DATABASE_URL": f"sqlite:///{directory / 'db.sqlite3'}",
                 "DJANGO_SETTINGS_MODULE": "tests.browser.settings",
                 **changes,
             },

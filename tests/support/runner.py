@@ -1,6 +1,7 @@
 """
 ``manage.py test``: the quick suite, by pytest, on SQLite. With ``--everything`` the whole suite, on
-every database this machine has, then what talks to a real Keycloak, once.
+every database this machine has, then, once each, what drives a browser and what talks to a real
+Keycloak.
 """
 
 import argparse
@@ -20,14 +21,17 @@ from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
 
 from tests.providers.keycloak import distribution
-from tests.support.servers import DATABASES, AbsentError, ServerError
+from tests.support.servers import DATABASES, AbsentError, ServerError, sqlite
 
 CHECKOUT = Path(__file__).parents[2]
-KEYCLOAK = "keycloak"
-# One process: Keycloak is started once, and its settings are changed by the tests.
-WITH_KEYCLOAK = ("-m", KEYCLOAK, "--numprocesses=0")
+BROWSER, KEYCLOAK = "browser", "keycloak"
 # In place of the quick suite, which pyproject.toml chooses; "-rs" says what is absent.
-EVERYTHING_ELSE = ("-m", f"not {KEYCLOAK}", "-rs")
+ONLY = {
+    BROWSER: ("-m", BROWSER, "-rs"),
+    # One process: Keycloak is started once, and its settings are changed by the tests.
+    KEYCLOAK: ("-m", KEYCLOAK, "-rs", "--numprocesses=0"),
+}
+EVERYTHING_ELSE = ("-m", f"not {BROWSER} and not {KEYCLOAK}", "-rs")
 QUICK = "sqlite"
 
 # Gives the URL of a database for as long as the block lasts.
@@ -90,7 +94,8 @@ def keycloak_database() -> Iterator[str]:
         yield url
 
 
-RUNS: dict[str, Database] = {**DATABASES, KEYCLOAK: keycloak_database}
+# The site that a browser visits has a database of its own, which is SQLite.
+RUNS: dict[str, Database] = {**DATABASES, BROWSER: sqlite, KEYCLOAK: keycloak_database}
 
 
 def chosen_databases(names: str, environ: Mapping[str, str]) -> dict[str, Database]:
@@ -156,8 +161,8 @@ class PytestRunner:
         self, name: str, database: Database, arguments: Sequence[str], directory: Path
     ) -> Run:
         print(f"\n== {name} ==", flush=True)
-        if name == KEYCLOAK:
-            arguments = [*WITH_KEYCLOAK, *arguments]
+        if name in ONLY:
+            arguments = [*ONLY[name], *arguments]
         elif self.is_everything:
             arguments = [*EVERYTHING_ELSE, *arguments]
         started = time.monotonic()
