@@ -48,30 +48,31 @@ class TokenSource(Protocol):
         """Take note that Everifin refused the one that ``refresh`` gave, too. May raise."""
 
 
-class _RequestThread:
+def in_request_thread(call: Callable[P, T]) -> Callable[P, T]:
     """
-    A source of tokens for other threads: each call runs in the thread of the request.
+    Return the function by which other threads have *call* run in the thread of the request. Call
+    this in the event loop.
 
     Not by ``async_to_sync``, which has what it calls come back to the thread that called it.
     """
+    loop = asyncio.get_running_loop()
+    in_own_thread = sync_to_async(call)
 
-    def __init__(self, source: TokenSource) -> None:
-        self._source = source
-        self._loop = asyncio.get_running_loop()
-
-    def get(self) -> Secret:
-        return self._run(self._source.get)
-
-    def refresh(self, rejected: Secret) -> Secret:
-        return self._run(self._source.refresh, rejected)
-
-    def reject(self, rejected: Secret) -> None:
-        self._run(self._source.reject, rejected)
-
-    def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        running = asyncio.run_coroutine_threadsafe(sync_to_async(call)(*args, **kwargs), self._loop)
+    def wait_for_call(*args: P.args, **kwargs: P.kwargs) -> T:
+        running = asyncio.run_coroutine_threadsafe(in_own_thread(*args, **kwargs), loop)
         # An event loop that was stopped would never answer.
         return running.result(2 * conf.deadline_seconds)
+
+    return wait_for_call
+
+
+class _RequestThreadSource:
+    """A source of tokens for other threads: each call runs in the thread of the request."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self.get = in_request_thread(source.get)
+        self.refresh = in_request_thread(source.refresh)
+        self.reject = in_request_thread(source.reject)
 
 
 class AsyncCalls:
@@ -86,7 +87,7 @@ class AsyncCalls:
     def _for_threads(self) -> Self:
         """Return the client to use in one of these threads. Call it in the event loop."""
         beside = copy(self)
-        beside._source = _RequestThread(self._source)
+        beside._source = _RequestThreadSource(self._source)
         return beside
 
     def _in_thread(self, call: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:

@@ -22,6 +22,7 @@ from django.dispatch import Signal
 from django.urls import reverse
 from django.utils import timezone
 
+from everifin_django.bank.aio import in_request_thread
 from everifin_django.bank.client import Client, EndUser
 from everifin_django.bank.payments import BulkPayment, SinglePayment
 from everifin_django.conf import conf
@@ -227,6 +228,11 @@ class Everifin(Client):
         self._build_url = build_url or _url_of_this_site
         self._require = require or _allow
         super().__init__(UserTokenSource(user, require=self._require), end_user=end_user)
+
+    def _for_threads(self) -> Everifin:
+        beside = super()._for_threads()
+        beside._require = in_request_thread(self._require)
+        return beside
 
     def _pay(self, *args: Any, **kwargs: Any) -> Any:
         self._require("pay")

@@ -2,13 +2,14 @@
 
 import re
 import sys
+import threading
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse, HttpResponseForbidden, HttpResponseRedirect
 from django.test import AsyncClient, Client
@@ -27,18 +28,27 @@ CONNECT = "/everifin/connect/"
 pytestmark = pytest.mark.django_db
 
 
+PAYMENT = SinglePayment(
+    amount=Decimal("12.30"),
+    currency="EUR",
+    recipient_iban="SK3112000000198742637541",
+    redirect_url="https://www.site.example/paid/",
+)
+
+
 @everifin_required
 def catches(request: Any) -> HttpResponse:
-    payment = SinglePayment(
-        amount=Decimal("12.30"),
-        currency="EUR",
-        recipient_iban="SK3112000000198742637541",
-        redirect_url="https://www.site.example/paid/",
-    )
     try:
-        request.everifin.create_payment(payment)
+        request.everifin.create_payment(PAYMENT)
     except EverifinError as error:
         return HttpResponse(type(error).__name__)
+    return HttpResponse("paid")
+
+
+@everifin_required
+async def apays(request: Any) -> HttpResponse:
+    threads["request"] = await sync_to_async(threading.get_ident)()
+    await request.everifin.acreate_payment(PAYMENT)
     return HttpResponse("paid")
 
 
@@ -50,14 +60,17 @@ urlpatterns = [
     path("aunmarked/", views.aunmarked),
     path("plain/", views.plain),
     path("catches/", catches),
+    path("apays/", apays),
 ]
 
 asked: list[str] = []
 answers: dict[str, Any] = {}
+threads: dict[str, int] = {}
 
 
 def check(request: HttpRequest, action: str) -> Any:
     asked.append(action)
+    threads[action] = threading.get_ident()
     return answers.get(action)
 
 
@@ -93,6 +106,7 @@ class TestWhatIsAsked:
             ("/unmarked/", ["read"]),
             ("/aunmarked/", ["read"]),
             ("/catches/", ["read", "pay"]),
+            ("/apays/", ["read", "pay"]),
             ("/plain/", []),
             (CONNECT, ["connect"]),
         ],
@@ -120,6 +134,13 @@ class TestWhatIsAsked:
         client.force_login(user)
         for url in ("/accounts/", "/aaccounts/", "/aunmarked/"):
             assert async_to_sync(client.get)(url).content == b"not read"
+
+    def test_an_async_payment_asks_in_the_thread_of_the_request(self, user):
+        """Which has the database connection, with a tenant's search path on it."""
+        client = AsyncClient(headers={"user-agent": "a browser"}, REMOTE_ADDR="192.0.2.7")
+        client.force_login(user)
+        assert async_to_sync(client.get)("/apays/").content == b"paid"
+        assert threads["read"] == threads["pay"] == threads["request"]
 
     def test_who_catches_the_error_has_not_paid_all_the_same(self, everifin, browser):
         answers["pay"] = HttpResponseForbidden("not pay")
