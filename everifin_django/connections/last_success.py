@@ -12,7 +12,7 @@ import logging
 import time
 from datetime import datetime
 
-from django.core.cache import cache
+from django.core.cache import DEFAULT_CACHE_ALIAS, cache, caches
 from django.utils import timezone
 
 logger = logging.getLogger(__name__)
@@ -51,5 +51,5 @@ def read() -> datetime | None:
 
 def is_shared() -> bool:
     """Does this site have a cache that processes share, other than the database?"""
-    backend = type(cache._connections[cache._alias])  # type: ignore[attr-defined]  # behind Django's proxy
+    backend = type(caches[DEFAULT_CACHE_ALIAS])
     return not f"{backend.__module__}.{backend.__name__}".endswith(UNSUITED)

@@ -80,7 +80,6 @@ LEASE_SPARE_SECONDS = 20
 MAX_KEY_LENGTH = 255
 MAX_NEXT_URL_LENGTH = 2000
 MAX_NEXT_STEPS = 5
-MAX_NEXT_URL_LENGTH = 2000
 """How many steps that ask for nothing are taken in one request."""
 
 

@@ -364,7 +364,9 @@ def _note_rejection(seen: ConnectionVersion) -> None:
         Q(rejected_at=None) | Q(rejected_at__lt=in_database_seconds(-pause_seconds))
     )
     if same_version.filter(was_healthy).update(rejected_at=DatabaseNow()):
-        _announce(connection_degraded, rows.select_related("user").get(), reason=TOKEN_REJECTED)
+        row = rows.select_related("user").first()
+        if row is not None:  # its user may be gone by now
+            _announce(connection_degraded, row, reason=TOKEN_REJECTED)
     else:
         same_version.update(rejected_at=DatabaseNow())
     rejected_tokens.add(seen.connection_id)
@@ -666,12 +668,12 @@ class Attempt:
 
     def _back_off(self, error: APIError) -> float:
         """Write down the failure and when the next try may be; return the seconds until then."""
+        asked_for = 0.0
         shortest, longest = BACKOFF_SECONDS
         ceiling = min(2 * shortest * 2.0 ** min(self.row.failures, 10), longest)
         seconds = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - spreads retries, hides nothing
         if isinstance(error, UnavailableError) and error.retry_after_seconds:
             asked_for = min(error.retry_after_seconds, LONGEST_PAUSE_SECONDS)
-            self._pause_all(asked_for)
             seconds = max(seconds, asked_for)
         refused = {"refused_since": Coalesce("refused_since", DatabaseNow())}
         # A lost answer is remembered through failures of another kind: it explains the end.
@@ -688,6 +690,9 @@ class Attempt:
         )
         if written:
             self._announce_failure(_reason(error), seconds)
+        # The lease has ended above, also where the row that all share is locked.
+        if asked_for:
+            self._pause_all(asked_for)
         if is_about_client(error):
             self._pause_all(CLIENT_REFUSED_PAUSE_SECONDS)
             pauses.note_client_refused(self.alias, error)
