@@ -59,7 +59,7 @@ def test_the_quick_suite_runs_on_sqlite(played, labels):
 @pytest.mark.parametrize("labels", [[], ["tests/test_conf.py"]])
 def test_everything_runs_on_every_database_with_browsers_and_with_keycloak(played, labels):
     PytestRunner(everything=True).run_tests(labels)
-    assert played == ["sqlite", "postgres", "mariadb", "browser", "keycloak"]
+    assert played == ["sqlite", "postgres", "mariadb", "exhaustive", "browser", "keycloak"]
 
 
 def test_databases_are_chosen_by_name():
@@ -67,7 +67,7 @@ def test_databases_are_chosen_by_name():
 
 
 def test_an_unknown_database_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="oracle: choose from sqlite, postgres, mariadb, browser"):
+    with pytest.raises(ValueError, match="oracle: choose from sqlite, postgres, mariadb, exh"):
         chosen_databases("sqlite,oracle", {})
 
 
@@ -97,7 +97,8 @@ def test_an_absent_database_fails_only_if_it_was_asked_for(tmp_path, asked_for, 
     ("name", "is_everything", "marker"),
     [
         ("sqlite", False, None),
-        ("sqlite", True, "not browser and not keycloak"),
+        ("sqlite", True, None),
+        ("exhaustive", True, "exhaustive"),
         ("postgres", True, "not browser and not keycloak"),
         ("browser", False, "browser"),
         ("browser", True, "browser"),
