@@ -28,7 +28,7 @@ from everifin_django.exceptions import (
     ScopeMissingError,
     UnavailableError,
 )
-from everifin_django.http.client import Answer
+from everifin_django.http.client import PASSING_STATUSES, Answer
 from everifin_django.secret import hides_frames
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,8 @@ def _refusal(answer: Answer, first: Mapping[str, Any]) -> EverifinError:
     if answer.status == 429:
         return answer.error(RateLimitedError, "for now", code=code)
     is_running = code == "ACCOUNT_REFRESH_ALREADY_RUNNING"
-    if code in PASSING_CODES or (answer.status >= 500 and not is_running):
+    is_passing = answer.status >= 500 or (code is None and answer.status in PASSING_STATUSES)
+    if code in PASSING_CODES or (is_passing and not is_running):
         return answer.error(UnavailableError, "for now", code=code)
     if code is None and answer.status != 401:
         return answer.error(AnswerError, "in a shape that is not Everifin's")

@@ -45,8 +45,14 @@ MAX_RETRY_AFTER_SECONDS = 24 * 3600
 MAX_DATE_LENGTH = 64
 
 FIRST_PAUSE_SECONDS = 0.1
-PASSING_STATUSES = frozenset({429, 500, 502, 503, 504})
-"""What may be over at the next try."""
+PASSING_STATUSES = frozenset({408, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+"""
+What may be over at the next try. 499 is nginx's, 520 to 524 are Cloudflare's: the server behind
+them was slow, silent or not reached.
+"""
+
+MAYBE_DONE_STATUSES = frozenset({408, 499, 502, 504, 520, 524})
+"""A gateway gave up waiting for a server that may have done the work."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from everifin_django.exceptions import (
     RefusedError,
     UnavailableError,
 )
-from everifin_django.http.client import Answer, send
+from everifin_django.http.client import MAYBE_DONE_STATUSES, Answer, send
 from everifin_django.secret import Secret, hides_frames
 
 MAX_BYTES = 64 * 1024
@@ -219,8 +219,7 @@ def _failure(answer: Answer) -> APIError:
     code = _refusal(answer)
     if code is not None:
         return answer.error(RefusedError, f"and refused: {code}", code=code)
-    # Behind the last two, a gateway gave up waiting for a server that may have done the work.
-    is_maybe_done = answer.status < 300 or answer.status in {502, 504}
+    is_maybe_done = answer.status < 300 or answer.status in MAYBE_DONE_STATUSES
     kind = AnswerLostError if is_maybe_done else UnavailableError
     return answer.error(kind, "without an OAuth error")
 

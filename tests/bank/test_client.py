@@ -922,7 +922,7 @@ class TestRefusals:
         assert (error.status, error.retry_after_seconds) == (429, retry_after)
         assert error.code == (None if isinstance(body, str) else "SOME_CODE")
 
-    @pytest.mark.parametrize("status", [500, 502, 504])
+    @pytest.mark.parametrize("status", [408, 425, 499, 500, 502, 504, 520, 524])
     def test_also_without_a_word_of_everifins(self, client, answer, status):
         answer(EDGE, status=status)
         error = refused(lambda: client.account("1"), UnavailableError)

@@ -466,14 +466,14 @@ class TestFailures:
         assert (error.status, error.code) == (status, None)
         assert str(error).endswith(f"/token answered {status} without an OAuth error.")
 
-    @pytest.mark.parametrize("status", [300, 302, 307, 403, 404, 405, 422, 429, 500, 503])
+    @pytest.mark.parametrize("status", [300, 302, 307, 403, 404, 405, 422, 425, 429, 500, 503, 521, 522])
     @pytest.mark.parametrize("body", [EDGE, {"error": "invalid_grant"}], ids=["page", "json"])
     def test_other_statuses_are_temporary_whatever_they_say(self, answer, status, body):
         answer(body, status=status)
         error = refused(refresh_canary, UnavailableError)
         assert error.status == status
 
-    @pytest.mark.parametrize("status", [200, 201, 204, 206, 502, 504])
+    @pytest.mark.parametrize("status", [200, 201, 204, 206, 408, 499, 502, 504, 520, 524])
     def test_some_statuses_leave_open_whether_it_was_done(self, answer, status):
         """As those of a gateway that did not wait for the server behind it."""
         answer(EDGE, status=status)
@@ -562,7 +562,7 @@ class TestEndSession:
         error = refused(lambda: end_session(Secret(CANARY)), UnavailableError)
         assert error.status == status
 
-    @pytest.mark.parametrize("status", [200, 201, 502, 504])
+    @pytest.mark.parametrize("status", [200, 201, 408, 499, 502, 504, 520, 524])
     @pytest.mark.parametrize("body", [EDGE, ""], ids=["page", "empty"])
     def test_some_statuses_leave_open_whether_it_was_one(self, everifin, status, body):
         everifin.faults.add("logout", status=status, body=body)
