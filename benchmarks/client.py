@@ -156,7 +156,7 @@ def measure_decoding() -> None:
     from everifin_django.http.strict_json import strict_json
 
     starts = range(0, CALLS * PAGE_ROWS, PAGE_ROWS)
-    texts = [_text([row(start + place) for place in range(PAGE_ROWS)]) for start in starts]
+    texts = [_text([row(start + number) for number in range(PAGE_ROWS)]) for start in starts]
     answers = [Answer("GET", "/", 200, {}, text) for text in texts]
     decoded = [strict_json(text)["data"] for text in texts]
     read = accounts.transaction_reader()
@@ -175,21 +175,21 @@ def measure_decoding() -> None:
     print("    of that, dataclasses / json.loads:", ratio(taken["rows"], taken["json"]))
 
 
-def row(place: int) -> dict[str, Any]:
+def row(number: int) -> dict[str, Any]:
     """Return a row that differs from all others where real ones do."""
-    created = FIRST + timedelta(minutes=37 * place, milliseconds=place % 1000)
+    created = FIRST + timedelta(minutes=37 * number, milliseconds=number % 1000)
     day = created.replace(hour=0, minute=0, second=0, microsecond=0)
     moments = {
         "bookingDate": day,
         "valueDate": day + timedelta(days=1),
         "createdAt": created,
-        "lastUpdated": created if place % 3 else created + timedelta(days=2),
+        "lastUpdated": created if number % 3 else created + timedelta(days=2),
     }
     return {
         **ROW,
-        "id": str(70_000 + place),
-        "amount": place + 0.25,
-        "counterpartyName": f"Ukážka {place}",
+        "id": str(70_000 + number),
+        "amount": number + 0.25,
+        "counterpartyName": f"Ukážka {number}",
         **{name: f"{at.isoformat(timespec='milliseconds')}Z" for name, at in moments.items()},
     }
 
@@ -244,7 +244,7 @@ def _converse(connection: socket.socket, rows: int) -> None:
 def _page(number: int, rows: int) -> bytes:
     first = (number - 1) * PAGE_ROWS
     last = -(-rows // PAGE_ROWS)
-    data = [{**ROW, "id": str(place)} for place in range(first, min(first + PAGE_ROWS, rows))]
+    data = [{**ROW, "id": str(number)} for number in range(first, min(first + PAGE_ROWS, rows))]
     following = f"/?page={number + 1}" if number < last else None
     pagination = {"page": number, "last": last, "nextPageUrl": following}
     return _answer({"meta": {"status": "SUCCESS", "pagination": pagination}, "data": data})

@@ -12,7 +12,7 @@ import django
 
 @contextmanager
 def empty_database(url: str) -> Iterator[None]:
-    """Make the tables of a database of our own, and drop them at the end."""
+    """Make the tables of a database of our own, and remove them at the end."""
     os.environ["DATABASE_URL"] = url
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()

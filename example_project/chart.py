@@ -76,8 +76,8 @@ def by_month(transactions: Iterable[Transaction], currency: str) -> Chart | None
     firsts = _months_until(min(sums), max(sums))
     most = max(amount for first in firsts for amount in sums.get(first, {}).values())
     months = [
-        _month(first, sums.get(first, {}), most, place, len(firsts))
-        for place, first in enumerate(firsts)
+        _month(first, sums.get(first, {}), most, index, len(firsts))
+        for index, first in enumerate(firsts)
     ]
     return Chart(tuple(months), most, currency)
 
@@ -90,15 +90,15 @@ def _months_until(earliest: date, last: date) -> list[date]:
 
 
 def _month(
-    first: date, sums: dict[Direction, Decimal], most: Decimal, place: int, count: int
+    first: date, sums: dict[Direction, Decimal], most: Decimal, index: int, count: int
 ) -> Month:
     room = (RIGHT - LEFT) / count
-    middle = round(LEFT + room * (place + 0.5))
+    middle = round(LEFT + room * (index + 0.5))
     width = max(2, min(MOST_BAR_WIDTH, round(room * 0.38)))
     money_in = sums.get(Direction.IN, Decimal(0))
     money_out = sums.get(Direction.OUT, Decimal(0))
     every = math.ceil((NAME_WIDTH + NAME_GAP) / room)
-    is_named = (count - 1 - place) % every == 0
+    is_named = (count - 1 - index) % every == 0
     return Month(
         first=first,
         money_in=money_in,

@@ -108,7 +108,7 @@ def development_secrets(path: Path) -> dict[str, Any]:
     """
     Return SECRET_KEY and EVERIFIN_ENCRYPTION_KEYS for this checkout, made once and kept in *path*.
 
-    Two processes that start together agree: a finished file is put in place, by one of them only.
+    Two processes that start together agree: a finished file is put there, by one of them only.
     """
     if not path.exists():
         key = base64.b64encode(secrets.token_bytes(32)).decode()

@@ -47,7 +47,7 @@ IS_AT_A_DESK = Path(sys.argv[0]).name == "manage.py" and not SECRET_KEY and not 
 DEBUG: bool = read("DEBUG", flag, IS_AT_A_DESK)
 
 # Everifin. Each setting of the app comes from the environment under its own name, as in
-# EVERIFIN_CLIENT_ID = os.environ["EVERIFIN_CLIENT_ID"], with these in place of what is missing.
+# EVERIFIN_CLIENT_ID = os.environ["EVERIFIN_CLIENT_ID"], with these instead of what is missing.
 
 EVERIFIN_SCOPES = "openid ais pis"  # to read accounts, and to pay
 named = everifin_settings()
@@ -88,7 +88,7 @@ INSTALLED_APPS = [
     "everifin_django",
 ]
 
-# With DEBUG, mails are printed. Django 6.1 has MAILERS in place of EMAIL_BACKEND.
+# With DEBUG, mails are printed. Django 6.1 has MAILERS instead of EMAIL_BACKEND.
 if DEBUG and django.VERSION >= (6, 1):
     MAILERS = {"default": {"BACKEND": "django.core.mail.backends.console.EmailBackend"}}
 elif DEBUG:
@@ -151,7 +151,7 @@ def database() -> dict[str, Any]:
             "init_command": "PRAGMA journal_mode = WAL",
         }
     if chosen["ENGINE"] == "django.db.backends.mysql" and not importlib.util.find_spec("MySQLdb"):
-        import pymysql  # takes the place of mysqlclient, where that is not installed
+        import pymysql  # is used instead of mysqlclient, where that is not installed
 
         pymysql.install_as_MySQLdb()
     return chosen

@@ -98,12 +98,12 @@ def prepare(extra: str) -> None:
     """Complete ENVIRONMENT for *extra*, stamping it last, so that half of one is never used."""
     if is_prepared(extra):
         return
-    place = ENVIRONMENT.relative_to(HERE)
-    print(f"Installing everifin-django[{extra}] into {place} (first run only) ...", flush=True)
+    directory = ENVIRONMENT.relative_to(HERE)
+    print(f"Installing everifin-django[{extra}] into {directory} (first run only) ...", flush=True)
     if not (PYTHON.exists() and STAMP.exists()):
         run(
             [sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)],
-            f"Could not make the virtual environment {place}. "
+            f"Could not make the virtual environment {directory}. "
             "On Debian and Ubuntu this helps: apt-get install python3-venv",
         )
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

@@ -8,7 +8,7 @@ from typing import Any
 import dj_database_url
 
 if importlib.util.find_spec("MySQLdb") is None:
-    # PyMySQL takes the place of mysqlclient, which needs a compiler.
+    # PyMySQL is used instead of mysqlclient, which needs a compiler.
     import pymysql
 
     pymysql.install_as_MySQLdb()

@@ -40,7 +40,7 @@ BROKEN_PAGES = [
     "/amarked-then-error/",
     "/aunmarked-then-error/",
 ]
-TWINS: dict[str, Callable[[Everifin], Awaitable[Any]]] = {
+ASYNC_CALLS: dict[str, Callable[[Everifin], Awaitable[Any]]] = {
     "aensure_token": lambda everifin: everifin.aensure_token(frozenset({"ais"})),
     "aaccounts": lambda everifin: anext(everifin.aaccounts()),
     "abanks": lambda everifin: anext(everifin.abanks()),
@@ -220,16 +220,16 @@ class TestTwins:
     def test_twins_at_once_share_one_loan(self, overdue, everifin, monkeypatch):
         opened = []
 
-        def count(sealed, place):
-            opened.append(place.kind)
-            return encryption.open_sealed(sealed, place)
+        def count(sealed, context):
+            opened.append(context.kind)
+            return encryption.open_sealed(sealed, context)
 
         monkeypatch.setattr(models, "open_sealed", count)
         bank = Everifin(overdue.user)
 
         async def together():
             async with ThreadSensitiveContext():
-                await asyncio.gather(*(twin(bank) for twin in TWINS.values()))
+                await asyncio.gather(*(call(bank) for call in ASYNC_CALLS.values()))
                 health = await bank.ahealth()
                 await sync_to_async(connections.close_all)()
                 return health
@@ -280,9 +280,9 @@ class TestLeaving:
         assert asyncio.run(ask(path)) == 200
         assert_kept(everifin, overdue.user)
 
-    @pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+    @pytest.mark.parametrize("call", ASYNC_CALLS.values(), ids=ASYNC_CALLS)
     def test_f25_a_caller_who_runs_out_of_patience_in_the_middle_of_a_refresh(
-        self, overdue, everifin, hold_refresh, twin
+        self, overdue, everifin, hold_refresh, call
     ):
         gave_up = threading.Event()
         user = overdue.user
@@ -295,7 +295,7 @@ class TestLeaving:
                     until=gave_up,
                     begins=lambda: loop.call_soon_threadsafe(patience.reschedule, 0),
                 )
-                await twin(Everifin(user))
+                await call(Everifin(user))
 
         async def wait_in_vain():
             async with ThreadSensitiveContext():

@@ -200,9 +200,9 @@ def test_a15_a_visitor_who_only_looks_leaves_no_row(everifin, client, settings):
         return Counter({one._meta.label: one._base_manager.count() for one in apps.get_models()})
 
     before = rows()
-    for door in (LOGIN, CONNECT, CALLBACK, LOGOUT, DISCONNECT, BACKCHANNEL, "/accounts/"):
+    for auth_view in (LOGIN, CONNECT, CALLBACK, LOGOUT, DISCONNECT, BACKCHANNEL, "/accounts/"):
         for parameters in ({}, {"state": "x", "code": "x"}, {"error": "x"}, {"next": "/a/"}):
-            assert client.get(door, parameters).status_code in {200, 302, 400, 405}
+            assert client.get(auth_view, parameters).status_code in {200, 302, 400, 405}
     assert rows() == before
     assert everifin.calls["token"] == 0
 
@@ -250,7 +250,7 @@ def unsigned(algorithm: str) -> Forge:
 
 
 def shared(name: str) -> Forge:
-    """Signed by HMAC with what everybody knows, or this site alone, in place of Everifin's key."""
+    """Signed by HMAC with what everybody knows, or this site alone instead of Everifin's key."""
 
     def forge(everifin: Any, headers: dict[str, Any], claims: dict[str, Any]) -> str:
         public = everifin.signing_key.private_key.public_key()
@@ -392,12 +392,14 @@ def test_a21_a_key_that_is_changed_during_a_login_signs_it(
     assert "_auth_user_id" in client.session
 
 
-@pytest.mark.parametrize("door", [LOGIN, CONNECT])
-def test_a25_userinfo_about_somebody_else_is_not_even_asked_for(everifin, client, user, door):
-    if door == CONNECT:
+@pytest.mark.parametrize("auth_view", [LOGIN, CONNECT])
+def test_a25_userinfo_about_somebody_else_is_not_even_asked_for(everifin, client, user, auth_view):
+    if auth_view == CONNECT:
         client.force_login(user)
     everifin.faults.add("userinfo", body=json.dumps({"sub": everifin.user("bob").sub}))
-    assert client.get(everifin.authorize(redirect_target(client.post(door)))).status_code == 302
+    assert (
+        client.get(everifin.authorize(redirect_target(client.post(auth_view)))).status_code == 302
+    )
     assert BankToken.objects.get().subject == everifin.user("alice").sub
     assert everifin.calls["userinfo"] == 0
 
@@ -453,9 +455,9 @@ def test_a29_where_nobody_is_made_a_known_email_lets_nobody_in(
     assert everifin.live_sessions("alice") == 0
 
 
-def flipped(place: int) -> Callable[[str], str]:
+def flipped(at: int) -> Callable[[str], str]:
     def flip(text: str) -> str:
-        position = place % len(text)
+        position = at % len(text)
         other = "A" if text[position] != "A" else "B"
         return text[:position] + other + text[position + 1 :]
 
@@ -508,8 +510,8 @@ def test_a34_a_changed_ciphertext_is_an_error_and_nothing_is_sent_or_written(
 @pytest.mark.parametrize("kind", ["access", "refresh", "id"])
 def test_a34_no_byte_of_a_real_token_can_be_changed(connected, kind):
     sealed = getattr(connected, f"{kind}_ciphertext")
-    for place in range(len(sealed)):
-        setattr(connected, f"{kind}_ciphertext", flipped(place)(sealed))
+    for at in range(len(sealed)):
+        setattr(connected, f"{kind}_ciphertext", flipped(at)(sealed))
         with pytest.raises(TokenUnreadableError):
             connected.open_token(kind)
 

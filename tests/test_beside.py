@@ -281,23 +281,23 @@ class TestSettings:
 
 
 class TestLogout:
-    @pytest.mark.parametrize("door", ["/everifin/logout/", "/logout/", "/oidc/logout/"])
+    @pytest.mark.parametrize("auth_view", ["/everifin/logout/", "/logout/", "/oidc/logout/"])
     def test_our_session_ends_at_everifin(
-        self, client, everifin, theirs, log_in_with_everifin, door
+        self, client, everifin, theirs, log_in_with_everifin, auth_view
     ):
         log_in_with_everifin(client)
-        client.post(door)
+        client.post(auth_view)
         assert user_of(client) is None
         assert everifin.live_sessions() == 0
         assert not theirs.calls
 
-    @pytest.mark.parametrize("door", ["/logout/", "/oidc/logout/"])
+    @pytest.mark.parametrize("auth_view", ["/logout/", "/oidc/logout/"])
     def test_their_session_ends_without_the_users_connection(
-        self, client, everifin, log_in_with_theirs, everifin_connect, door
+        self, client, everifin, log_in_with_theirs, everifin_connect, auth_view
     ):
         log_in_with_theirs(client)
         everifin_connect(client)
-        client.post(door)
+        client.post(auth_view)
         assert user_of(client) is None
         assert everifin.live_sessions() == 1
         assert BankToken.objects.get().status == BankToken.Status.ACTIVE

@@ -44,7 +44,7 @@ class TestMark:
 
 @pytest.mark.django_db
 class TestHiddenMark:
-    """A decorator without ``functools.wraps`` outside hides the mark from the middleware."""
+    """A decorator without ``functools.wraps`` outside hides the decorator from the middleware."""
 
     @pytest.mark.parametrize("path", ["/hidden/", "/ahidden/"])
     def test_the_view_is_protected_all_the_same(

@@ -67,8 +67,8 @@ def test_nothing_secret_is_shown_or_sent(deployed, everifin):
     key = deployed.EVERIFIN_ENCRYPTION_KEYS[0].partition(":")[2]
     assert SECRET not in written
     assert key not in written
-    for place in ("discovery", "certs", "api.accounts"):
-        assert not {"Authorization", "authorization"} & set(everifin.last_request[place].headers)
+    for endpoint in ("discovery", "certs", "api.accounts"):
+        assert not {"Authorization", "authorization"} & set(everifin.last_request[endpoint].headers)
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_what_could_be_better_is_a_warning(deployed, document):
     assert len(findings("warning")) == 4, written
 
 
-@pytest.mark.parametrize("place", ["discovery", "certs", "api.accounts"])
+@pytest.mark.parametrize("endpoint", ["discovery", "certs", "api.accounts"])
 @pytest.mark.parametrize("fault", [{"lost": "before"}, {"status": 404, "html": True}])
-def test_what_cannot_be_had_is_said(everifin, place, fault):
-    everifin.faults.add(place, **fault)
+def test_what_cannot_be_had_is_said(everifin, endpoint, fault):
+    everifin.faults.add(endpoint, **fault)
     assert findings("error") or findings("warning")
 
 

@@ -50,9 +50,9 @@ def opened(monkeypatch):
     """The purposes of the tokens that were decrypted, in their order."""
     purposes = []
 
-    def count(sealed, place):
-        purposes.append(place.kind)
-        return encryption.open_sealed(sealed, place)
+    def count(sealed, context):
+        purposes.append(context.kind)
+        return encryption.open_sealed(sealed, context)
 
     monkeypatch.setattr(models, "open_sealed", count)
     return purposes
@@ -404,7 +404,7 @@ class TestEndUser:
     @pytest.mark.parametrize("serving", [django_server, waitress_server])
     @pytest.mark.parametrize(("names", "expected"), TWINS)
     def test_a44_a_twin_of_the_header_changes_nothing(self, settings, serving, names, expected):
-        """WSGI has one name for both, so it is the server that has to drop the twin."""
+        """WSGI has one name for both, so it is the server that has to leave one out."""
         settings.EVERIFIN_TRUSTED_PROXIES = 1
         lines = "".join(f"{name}: {address}\r\n" for name, address in names)
         request = f"GET / HTTP/1.1\r\nHost: localhost\r\n{lines}Connection: close\r\n\r\n"

@@ -1,5 +1,5 @@
 """
-A walk through everything that can happen, after which each place that people and programs can look
+A walk through everything that can happen, after which everything that people and programs can look
 at is searched for the real secrets, as they went over the wire.
 """
 

@@ -1,8 +1,8 @@
 """
 What this project says is said in the field's own words: the private ones it once had stay retired.
 
-Read are the docstrings, comments, names and messages of the package, README, CHANGELOG,
-CONTRIBUTING and docs. ALLOWED has every other use of such a word, with the reason.
+Read are all Python files but this one, the package's pages, README, CHANGELOG, CONTRIBUTING and
+docs. ALLOWED has every other use of such a word, with the reason.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
-    *sorted((ROOT / "everifin_django").rglob("*.py")),
     *sorted((ROOT / "everifin_django").rglob("*.html")),
+    *(
+        module
+        for folder in ("everifin_django", "example_project", "scripts", "tests", "benchmarks")
+        for module in sorted((ROOT / folder).rglob("*.py"))
+        if module != Path(__file__)
+    ),
 ]
 RETIRED = {
     "place": r"\b(?:mis)?plac(?:e|es|ed|ing)\b",
@@ -35,7 +40,7 @@ RETIRED = {
     "pretend": r"\b[Pp]retend\b|in a box",
 }
 ALLOWED: dict[str, str] = {
-    r"decimal places": "the word of arithmetic",
+    r"decimal places|places=2": "the word of arithmetic",
     r"two places|of at most \{MOST_PLACES\} places|MOST_PLACES": "decimal places",
     r"drop_old|old, or drop": "an argument's documented name",
 }

@@ -13,7 +13,7 @@ from everifin_django.mixins import EverifinRequiredMixin
 
 
 def hide(view: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator that forgets ``functools.wraps``."""
+    """A decorator without ``functools.wraps``."""
 
     def wrapper(request: HttpRequest) -> Any:
         return view(request)

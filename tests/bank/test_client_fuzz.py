@@ -55,13 +55,13 @@ ODD = st.one_of(
 CUTS = st.tuples(st.integers(0, 600), st.integers(0, 40), st.binary(max_size=8))
 
 
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
+def positions(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every container in *value* with every key in it."""
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     for key, inner in list(pairs):
         yield value, key
         if isinstance(inner, dict | list):
-            yield from places(inner)
+            yield from positions(inner)
 
 
 @st.composite
@@ -69,7 +69,7 @@ def bodies(draw: st.DrawFn) -> bytes:
     """A real-looking answer, some of its values odd, some of its bytes changed."""
     answer = json.loads(json.dumps(draw(st.sampled_from(ANSWERS))))
     for _ in range(draw(st.integers(0, 3))):
-        container, key = draw(st.sampled_from(list(places(answer))))
+        container, key = draw(st.sampled_from(list(positions(answer))))
         with suppress(KeyError, IndexError):  # an earlier change took it away
             # A copy: a later change may go into it, and the next example draws it as it was.
             container[key] = deepcopy(draw(ODD))

@@ -565,10 +565,10 @@ class TestPaying:
     def test_a_payment_on_a_later_page_is_found(self, client, everifin):
         sent = [single() for _ in range(60)]
         ids = [client.create_payment(one) for one in sent]
-        for place in (0, 59):
-            found = client.find_payment(sent[place].external_id)
+        for index in (0, 59):
+            found = client.find_payment(sent[index].external_id)
             assert found is not None
-            assert found.id == ids[place]
+            assert found.id == ids[index]
 
     @pytest.mark.parametrize(
         ("rows", "pagination", "ids"),

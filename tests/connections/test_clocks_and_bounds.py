@@ -64,7 +64,7 @@ def assert_clocks_agree(everifin: Any) -> None:
     now = timezone.now()
     live = PendingRevocationFactory(expires_at=now + timedelta(minutes=30))
     revocation.revoke_due()
-    assert everifin.calls["logout"] == 1, "a live grant is ended, not dropped"
+    assert everifin.calls["logout"] == 1, "a live grant is ended first"
     assert not PendingRevocation.objects.filter(pk=live.pk).exists()
     PendingRevocationFactory(expires_at=now - timedelta(minutes=30))
     revocation.revoke_due()

@@ -26,7 +26,7 @@ ENDING = {
     "revoke_unused": 1,
     "_revoke": 1,
 }
-"""Functions that end something, with the place of their reason."""
+"""Functions that end something, with the position of their reason."""
 
 
 def reasons_in(source: str) -> set[str]:
@@ -34,9 +34,9 @@ def reasons_in(source: str) -> set[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-            place = ENDING.get(name)
-            if place is not None and len(node.args) > place:
-                given = node.args[place]
+            position = ENDING.get(name)
+            if position is not None and len(node.args) > position:
+                given = node.args[position]
                 parts = [given.body, given.orelse] if isinstance(given, ast.IfExp) else [given]
                 found |= {str(part.value) for part in parts if isinstance(part, ast.Constant)}
     return found

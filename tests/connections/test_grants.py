@@ -1,4 +1,4 @@
-"""The life of a user's tokens: kept, lent, ended; and the bank API as that user."""
+"""The life of a user's tokens: stored, used, ended; and the bank API as that user."""
 
 import asyncio
 import logging
@@ -73,9 +73,9 @@ class TestGetAccessToken:
     def test_a_fresh_token_costs_one_query(self, django_assert_num_queries):
         user = BankTokenFactory(access_token="access").user
         with django_assert_num_queries(1):
-            loan = grants.get_access_token(user)
-        assert loan.token == Secret("access")
-        assert loan.scopes == {"openid", "ais"}
+            access_token = grants.get_access_token(user)
+        assert access_token.token == Secret("access")
+        assert access_token.scopes == {"openid", "ais"}
 
     @pytest.mark.django_db(transaction=True)
     def test_a_token_that_is_being_refreshed_costs_two_queries_while_it_is_good(
@@ -325,12 +325,17 @@ class TestMarkDisconnected:
         row = BankTokenFactory(sid="session-1", token_version=7)
         with django_capture_on_commit_callbacks(execute=True):
             grants.mark_disconnected(row, "backchannel_logout")
-        dropped = BankToken.objects.get()
-        assert (dropped.status, dropped.token_version) == ("disconnected", 8)
-        assert dropped.access_ciphertext + dropped.refresh_ciphertext + dropped.id_ciphertext == ""
-        assert (dropped.sid, dropped.lease_id) == ("", None)
-        assert dropped.updated_at > row.updated_at
-        assert dropped.identity_digest == row.identity_digest
+        disconnected = BankToken.objects.get()
+        assert (disconnected.status, disconnected.token_version) == ("disconnected", 8)
+        assert (
+            disconnected.access_ciphertext
+            + disconnected.refresh_ciphertext
+            + disconnected.id_ciphertext
+            == ""
+        )
+        assert (disconnected.sid, disconnected.lease_id) == ("", None)
+        assert disconnected.updated_at > row.updated_at
+        assert disconnected.identity_digest == row.identity_digest
         assert not PendingRevocation.objects.exists()
         assert not everifin.calls
         [(signal, said)] = heard

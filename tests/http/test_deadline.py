@@ -95,7 +95,7 @@ class TestBounds:
     @pytest.mark.parametrize("name", [*DRIPS])
     @pytest.mark.parametrize("fresh", [True, False])
     def test_a_slow_drip_ends_at_the_deadline(self, drips, name, fresh):
-        """Each drop comes well within a socket's timeout, which would begin anew with it."""
+        """Each byte comes well within a socket's timeout, which would begin anew with it."""
         assert drips[name, fresh].result() == 1
 
     def test_silence_ends_at_the_deadline(self, settings):

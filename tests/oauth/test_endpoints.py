@@ -466,7 +466,9 @@ class TestFailures:
         assert (error.status, error.code) == (status, None)
         assert str(error).endswith(f"/token answered {status} without an OAuth error.")
 
-    @pytest.mark.parametrize("status", [300, 302, 307, 403, 404, 405, 422, 425, 429, 500, 503, 521, 522])
+    @pytest.mark.parametrize(
+        "status", [300, 302, 307, 403, 404, 405, 422, 425, 429, 500, 503, 521, 522]
+    )
     @pytest.mark.parametrize("body", [EDGE, {"error": "invalid_grant"}], ids=["page", "json"])
     def test_other_statuses_are_temporary_whatever_they_say(self, answer, status, body):
         answer(body, status=status)

@@ -65,7 +65,7 @@ class TestLogin:
         assert user_of(other) == user
         assert BankToken.objects.get().user == user
         assert client.get("/accounts/").content.startswith(b"SK")
-        # The second login's grant took the place of the first one's, which its browser keeps.
+        # The second login's grant replaced the first one's, which its browser keeps.
         assert revocation.revoke_due() == (0, 0)
         client.post("/everifin/logout/")
         assert not user_of(client).is_authenticated

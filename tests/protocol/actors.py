@@ -1,5 +1,5 @@
 """
-Who takes part in a schedule, and the system they share.
+The processes of a schedule, and the system they share.
 
 An actor is a value: its turn does one step in the system and gives the actor that goes on from
 there, or None once it is done. One that is never asked again has crashed. A system can be written
@@ -23,13 +23,15 @@ from django.db import transaction
 from django.utils import timezone
 
 from everifin_django.conf import conf
-from everifin_django.connections import grants, refresh, revocation
+from everifin_django.connections import grants, pauses, refresh, revocation
 from everifin_django.encryption import active_key, open_sealed
 from everifin_django.exceptions import APIError, EverifinError, RefusedError, TokenError
 from everifin_django.models import (
     LONGEST_LEASE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
     BankToken,
     ConnectionVersion,
+    EndpointState,
     PendingRevocation,
     in_database_seconds,
 )
@@ -64,7 +66,7 @@ NO_LOGOUT = "no logout"
 
 
 class Holder(NamedTuple):
-    """Who claimed the connection last, and is not done with it."""
+    """The process that claimed the connection last, and is not done with it."""
 
     lease_id: uuid.UUID
     version: int
@@ -100,6 +102,7 @@ class Snapshot:
     facts: Any
     sessions: tuple[tuple[str, bool, bool], ...]
     tokens: tuple[tuple[str, str, bool], ...]
+    is_paused: bool
     notes: Notes = field(compare=False)
     row: BankToken | None = field(compare=False)
     outbox: tuple[PendingRevocation, ...] = field(compare=False)
@@ -134,6 +137,10 @@ class System:
         return BankToken.objects.using(self.alias)
 
     @property
+    def endpoints(self) -> Any:
+        return EndpointState.objects.using(self.alias)
+
+    @property
     def outbox(self) -> Any:
         return PendingRevocation.objects.using(self.alias)
 
@@ -153,6 +160,7 @@ class System:
             setattr(row, name, value)
         row.save(using=self.alias, force_insert=True)
         self.outbox.all().delete()
+        self._pause(is_paused=False)
         if not self.is_fresh:
             self.let_token_run_out()
 
@@ -199,6 +207,7 @@ class System:
             facts=(plain(row), frozenset(map(plain, outbox)), plain(self.notes)),
             sessions=tuple((each.id, each.is_ended, each.is_withdrawn) for each in self.sessions()),
             tokens=tuple((name, each.session.id, each.is_spent) for name, each in known if each),
+            is_paused=self.endpoints.filter(paused_until__isnull=False).exists(),
             notes=replace(self.notes),
             row=row,
             outbox=outbox,
@@ -212,6 +221,7 @@ class System:
         for entry in snapshot.outbox:
             entry.pk = None
             _as_of_now(entry).save(using=self.alias, force_insert=True)
+        self._pause(is_paused=snapshot.is_paused)
         self._restore_sandbox(snapshot)
 
     def _restore_row(self, row: BankToken | None) -> None:
@@ -267,6 +277,13 @@ class System:
 
     def let_pause_pass(self) -> None:
         self._update(retry_after=None)
+        self._pause(is_paused=False)
+
+    def _pause(self, *, is_paused: bool) -> None:
+        """Have all processes leave Everifin alone, or none; it ends when a test says so."""
+        self.endpoints.all().delete()
+        if is_paused:
+            pauses.pause(self.alias, pauses.TOKEN, LONGEST_PAUSE_SECONDS / 2)
 
     def end_sessions(self) -> None:
         for session in self.sessions():
@@ -280,9 +297,12 @@ class System:
 
     def let(self, actor: Actor, fault: str = "") -> Actor | None:
         """Let *actor* take its turn, its requests meeting *fault*; return as it does."""
+        refresh.clear_pauses()  # each turn is another process's
         self._go_wrong(fault)
         goes_on = actor.turn(self)
         self.everifin.faults.clear()
+        if self.endpoints.filter(paused_until__isnull=False).exists():
+            self._pause(is_paused=True)
         self.after_turn()
         return goes_on
 
@@ -335,7 +355,7 @@ class System:
             assert row.lease_id is None
 
     def settle(self) -> None:
-        """Assert what holds when everybody is done or dead: nothing is forgotten, nothing lost."""
+        """Assert what holds when everybody is done or dead: nothing is overlooked, nothing lost."""
         row, notes = self.row(), self.notes
         kept = {row.sid} if row and row.refresh_ciphertext else set()
         assert self._live_sessions() <= kept | self.listed_sessions() | notes.homeless
@@ -480,9 +500,9 @@ def two_tenants(everifin: Sandbox, rotation: Rotation, alias: str) -> Iterator[T
     with _nothing_left_to_chance(everifin, rotation, lambda: tenants.at_work.notes):
         with in_tenant("default"):
             user = BankTokenFactory(issuer="", subject="").user
-        twin = type(user)(pk=user.pk, username="of another tenant")
-        twin.save(using=alias)
-        one, two = System(everifin, user), System(everifin, twin, alias=alias, person="bob")
+        other = type(user)(pk=user.pk, username="of another tenant")
+        other.save(using=alias)
+        one, two = System(everifin, user), System(everifin, other, alias=alias, person="bob")
         everifin.signer = _Names(one, two)
         tenants = Tenants(one, two)
         yield tenants
@@ -697,7 +717,6 @@ class InTransaction(Actor):
     taken: int = 0
 
     def turn(self, system: System) -> None:
-        refresh.clear_pauses()
         with suppress(TokenError):
             seen = refresh.read_connection(system.user).seen()
             reading = refresh._read(system.user, seen)
@@ -763,7 +782,7 @@ class Deleting(Actor):
 
 @dataclass(frozen=True)
 class Reconnecting(Actor):
-    """Two turns: Everifin gives a new grant, and it is kept."""
+    """Two turns: Everifin gives a new grant, and it is stored."""
 
     TURNS: ClassVar = 2
     taken: int = 0

@@ -1,5 +1,5 @@
 """
-The site of ``tests.protocol.site`` under ASGI: its pages, their async twins, and one page that
+The site of ``tests.protocol.site`` under ASGI: its pages, their async versions, and one page that
 tells when a visitor has left.
 """
 

@@ -1,10 +1,11 @@
 """
-CrashRun the refresh protocol: processes full of threads, an Everifin that fails, and sudden death.
+Crashes while tokens are refreshed: processes full of threads, an Everifin that fails, and
+processes that are killed.
 
     python -m tests.protocol.crash_run --database postgres --seconds 60 --seed 7
 
 starts a database server of its own, runs ``test_crashes.py`` on it and prints what was seen. With
-``--keycloak`` a real one, behind a fault_proxy where the faults are, takes the sandbox's place.
+``--keycloak`` a real one is used, behind a fault_proxy where the faults are.
 
 The seed draws who dies when and what goes wrong where; which thread runs first stays the machine's
 choice, so the same seed gives the same kind of run, not the same run.
@@ -65,7 +66,7 @@ EXPECTED_ERRORS = {
     "postgresql": frozenset({"500 OperationalError", "500 InterfaceError"}),
     "mysql": frozenset({"500 OperationalError", "500 InterfaceError"}),
 }
-"""Of pages on SQLite without the mark; of pages whose database connection was terminated."""
+"""Of undecorated views on SQLite; of views whose database connection was terminated."""
 
 WEIGHTS = (5, 2, 2, 1)
 LISTED_BACKENDS = {
@@ -92,14 +93,14 @@ class Weather:
         self.refuses_from = self.refuses_until = 0.0
         self.seen: Counter[str] = Counter()
 
-    def take(self, places: tuple[str, ...]) -> Fault | None:
+    def take(self, parts: tuple[str, ...]) -> Fault | None:
         with self._lock:
-            if "api" in places and self.refuses_from <= time.monotonic() < self.refuses_until:
+            if "api" in parts and self.refuses_from <= time.monotonic() < self.refuses_until:
                 self.seen["api: refuses every token"] += 1
                 return refusal()
             chance = self._draw.random()
             for fault, share in self._faults.items():
-                if self.is_calm or fault.where not in places:
+                if self.is_calm or fault.where not in parts:
                     continue
                 chance -= share
                 if chance < 0:

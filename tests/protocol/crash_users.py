@@ -33,8 +33,8 @@ class Users:
     """
     *sessions* holds the key of each user's Django session by the user's primary key.
 
-    Grants are made in Everifin's store: the steps of a login are not what is tested here. Who has
-    another Everifin says so in ``introduce``, ``grant``, ``is_good`` and ``alive``.
+    Grants are made in Everifin's store: the steps of a login are not what is tested here. A class
+    with another Everifin says so in ``introduce``, ``grant``, ``is_good`` and ``alive``.
     """
 
     databases: Mapping[str, str] = {}

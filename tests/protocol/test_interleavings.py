@@ -5,7 +5,7 @@ Several processes take their turns in every possible order, with every choice of
 of them: none, a crash after any of its turns, or a fault. What a turn does depends on the system
 and on the process alone; so each is played once, from a system that is brought back for it, and
 beginnings of orders that lead to the same state are continued once. The orders are counted on the
-way, each with the turns that a process did not need any more in every place where they could have
+way, each with the turns that a process did not need any more wherever they could have
 been; so the count can be held against what combinatorics says.
 """
 
@@ -66,7 +66,7 @@ class Part(NamedTuple):
 Roles = tuple[type[Actor], ...]
 Failures = tuple[Failure, ...]
 Cast = tuple[Part | None, ...]
-"""Who takes part; None is one who is done or has crashed."""
+"""The processes; None is one that is done or has crashed."""
 
 State = tuple[int, Cast]
 """The system, by its number, and the processes."""

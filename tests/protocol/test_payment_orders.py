@@ -30,7 +30,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "none": {},
     "lost before the work": {"lost": "before"},
     "lost after the work": {"lost": "after"},
-    "503 in place of the work": {"status": 503},
+    "503 instead of the work": {"status": 503},
     "502 after the work": {"status": 502, "lost": "after", "html": True},
     "401 of a gateway after the work": {"status": 401, "lost": "after", "html": True},
     "refused": {

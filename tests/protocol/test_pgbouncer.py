@@ -42,20 +42,20 @@ def pgbouncer(transactional_db: None, pool_size: int, monkeypatch: Any) -> Itera
         pytest.skip(f"pgbouncer: {absence}")
     connection: Any = connections["default"]
     settings, reached = connection.settings_dict, connection.get_connection_params()
-    with home("postgres") as place:
-        config = place.directory / "pgbouncer.ini"
+    with home("postgres") as server_home:
+        config = server_home.directory / "pgbouncer.ini"
         config.write_text(
             f"[databases]\n* = host={reached['host']} user={reached['user']}\n"
             f"[pgbouncer]\nlisten_addr =\nlisten_port = {PORT}\n"
-            f"unix_socket_dir = {place.directory}\nauth_type = any\npool_mode = transaction\n"
+            f"unix_socket_dir = {server_home.directory}\nauth_type = any\npool_mode = transaction\n"
             f"default_pool_size = {pool_size}\nlogfile =\n"
         )
         config.chmod(0o644)
-        process = place.start(program, str(config))
+        process = server_home.start(program, str(config))
         try:
-            wait_for(place.directory / f".s.PGSQL.{PORT}", process)
+            wait_for(server_home.directory / f".s.PGSQL.{PORT}", process)
             connections["default"].close()
-            for name, value in behind(place.directory, settings).items():
+            for name, value in behind(server_home.directory, settings).items():
                 monkeypatch.setitem(settings, name, value)
             yield
         finally:

@@ -31,9 +31,9 @@ def _run_out(connection: BankToken) -> None:
 def test_f1_threads_that_need_a_new_token_at_once(connected, everifin):
     _run_out(connected)
     user = connected.user
-    loans = together(16, lambda: grants.get_access_token(user))
-    assert {loan.version for loan in loans} == {2}
-    assert len(loans) == 16
+    access_tokens = together(16, lambda: grants.get_access_token(user))
+    assert {access_token.version for access_token in access_tokens} == {2}
+    assert len(access_tokens) == 16
     assert everifin.calls["token.refresh_token"] == 1
     assert everifin.double_spends == 0
 

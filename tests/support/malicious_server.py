@@ -125,12 +125,12 @@ def answer_json(text: bytes, status: str = "200 OK", headers: str = "") -> Behav
     return answer(head.encode() + text)
 
 
-def drip(text: bytes, drop: bytes = b"x", *, seconds: float = 0.05) -> Behaviour:
-    """Send *text* at once, and go on with a *drop* now and then for ever."""
+def drip(text: bytes, byte: bytes = b"x", *, seconds: float = 0.05) -> Behaviour:
+    """Send *text* at once, and go on with a *byte* now and then for ever."""
 
     def behave(server: Server, connection: socket.socket) -> None:
         connection.sendall(text)
-        server.drip(connection, drop, seconds=seconds)
+        server.drip(connection, byte, seconds=seconds)
 
     return behave
 

@@ -25,7 +25,7 @@ from tests.support.servers import DATABASES, AbsentError, ServerError, sqlite
 
 CHECKOUT = Path(__file__).parents[2]
 EXHAUSTIVE, BROWSER, KEYCLOAK = "exhaustive", "browser", "keycloak"
-# In place of the quick suite, which pyproject.toml chooses; "-rs" says what is absent.
+# Instead of the quick suite, which pyproject.toml chooses; "-rs" says what is absent.
 ONLY = {
     EXHAUSTIVE: ("-m", EXHAUSTIVE, "-rs"),
     BROWSER: ("-m", BROWSER, "-rs"),

@@ -37,30 +37,34 @@ def sqlite() -> Iterator[str]:
 @contextmanager
 def postgres() -> Iterator[str]:
     initdb, server, ping = programs("postgresql", "initdb", "postgres", "pg_isready")
-    with home("postgres") as place:
-        data = f"{place.directory}/data"
-        place.run(initdb, "-D", data, "-U", "tests", "-A", "trust", "-E", "UTF8", "--no-locale")
-        settings = ["listen_addresses=", f"unix_socket_directories={place.directory}"]
+    with home("postgres") as server_home:
+        data = f"{server_home.directory}/data"
+        server_home.run(
+            initdb, "-D", data, "-U", "tests", "-A", "trust", "-E", "UTF8", "--no-locale"
+        )
+        settings = ["listen_addresses=", f"unix_socket_directories={server_home.directory}"]
         settings += ["fsync=off", "synchronous_commit=off", "full_page_writes=off"]
         settings += ["max_connections=500"]  # two tests at once may have 200 threads each
-        with place.serving(
+        with server_home.serving(
             *[server, "-D", data, *(f"--{setting}" for setting in settings)],
-            is_ready=lambda: place.start(ping, "-h", str(place.directory)).wait() == 0,
-            stop=signal.SIGINT,  # SIGTERM would wait for a client that forgot to hang up
+            is_ready=lambda: server_home.start(ping, "-h", str(server_home.directory)).wait() == 0,
+            stop=signal.SIGINT,  # SIGTERM would wait for a client that did not hang up
         ):
-            yield f"postgres://tests@/tests?host={place.directory}"
+            yield f"postgres://tests@/tests?host={server_home.directory}"
 
 
 @contextmanager
 def mariadb() -> Iterator[str]:
     install, server = programs("mariadb-server", "mariadb-install-db", "mariadbd")
-    with home("mysql") as place:
-        socket = place.directory / "socket"
-        common = ["--no-defaults", f"--datadir={place.directory}/data"]
-        place.run(install, *common, "--auth-root-authentication-method=normal", "--skip-test-db")
+    with home("mysql") as server_home:
+        socket = server_home.directory / "socket"
+        common = ["--no-defaults", f"--datadir={server_home.directory}/data"]
+        server_home.run(
+            install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"
+        )
         options = [f"--socket={socket}", "--skip-networking", f"--pid-file={socket}.pid"]
         options += ["--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0"]
-        with place.serving(
+        with server_home.serving(
             *[server, *common, *options], is_ready=socket.exists, stop=signal.SIGTERM
         ):
             yield f"mysql://root@localhost/tests?unix_socket={socket}"
@@ -80,8 +84,8 @@ def programs(package: str, *names: str) -> list[str]:
     Errors: AbsentError if one of them is not there.
     """
     newest_first = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    places = [os.environ.get("PATH", ""), *map(str, newest_first), "/usr/local/sbin", "/usr/sbin"]
-    found = [shutil.which(name, path=os.pathsep.join(places)) for name in names]
+    paths = [os.environ.get("PATH", ""), *map(str, newest_first), "/usr/local/sbin", "/usr/sbin"]
+    found = [shutil.which(name, path=os.pathsep.join(paths)) for name in names]
     if None in found:
         raise AbsentError(f"not installed (on Debian and Ubuntu: apt-get install {package})")
     return [path for path in found if path]

@@ -1,4 +1,4 @@
-"""The switches that make the sandbox misbehave, by Python and over its control door."""
+"""The switches that make the sandbox misbehave, by Python and over its control page."""
 
 import threading
 import time

@@ -455,11 +455,11 @@ class TestWhatIsNamed:
         assert (row.status, row.sid) == ("active", logged_in.sid)
         assert grants.get_access_token(row.user)
 
-    @pytest.mark.parametrize("place", ["beside", "inside"])
-    def test_offline_grants_end_if_everifin_says_so(self, client, everifin, logged_in, place):
+    @pytest.mark.parametrize("position", ["beside", "inside"])
+    def test_offline_grants_end_if_everifin_says_so(self, client, everifin, logged_in, position):
         BankToken.objects.update(scope="openid ais offline_access")
         flag = {"revoke_offline_access": True}
-        events = {EVENT: {}, **flag} if place == "beside" else {EVENT: flag}
+        events = {EVENT: {}, **flag} if position == "beside" else {EVENT: flag}
         assert say(everifin.logout_token(sid=logged_in.sid, events=events)).status_code == 200
         assert BankToken.objects.get().status == "disconnected"
 

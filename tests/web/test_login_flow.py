@@ -28,9 +28,9 @@ def browser(client, django_user_model):
     return client
 
 
-def start(client, door: str = LOGIN, **data: str) -> dict[str, str]:
+def start(client, auth_view: str = LOGIN, **data: str) -> dict[str, str]:
     """What the start of a flow sends to Everifin."""
-    response = client.post(door, data)
+    response = client.post(auth_view, data)
     sent = parse_qs(urlsplit(redirect_target(response)).query)
     return {name: value for name, [value] in sent.items()}
 

@@ -230,7 +230,7 @@ class TestRedirect:
         assert answer["Location"].startswith("/accounts/login/?next=/everifin/payments/return/")
 
     def test_no_report_shows_what_the_bank_added(self, payer, everifin):
-        """Servers copy the query to other places of the request."""
+        """Servers copy the query to other headers of the request."""
         back = at_the_bank(bank_url(pay(payer, everifin, "redirect")))
         path, _, query = back.partition("?")
         answer = payer.get(f"{path}?{query}&code={CANARY}", RAW_URI=f"{path}?{query}&code={CANARY}")

@@ -24,7 +24,7 @@ LOGIN = "/everifin/login/"
 
 pytestmark = pytest.mark.django_db
 
-# A view with the mark is answered for before it begins, one without it when it fails.
+# A decorated view is answered for before it begins, another one when it fails.
 either_view = pytest.mark.parametrize("path", ["/accounts/", "/unmarked/"])
 
 

@@ -1,4 +1,4 @@
-"""The doors: begin, come back, log out, disconnect."""
+"""The views: begin, come back, log out, disconnect."""
 
 import base64
 import hashlib
@@ -54,8 +54,8 @@ def browser(client, user):
 def to_everifin(everifin) -> Callable[..., str]:
     """Give a function that begins a flow, and returns the address Everifin sends back to."""
 
-    def go(client: Client, door: str = CONNECT, username: str = "alice", **options) -> str:
-        url: str = everifin.authorize(redirect_target(client.post(door)), username, **options)
+    def go(client: Client, auth_view: str = CONNECT, username: str = "alice", **options) -> str:
+        url: str = everifin.authorize(redirect_target(client.post(auth_view)), username, **options)
         return url
 
     return go
@@ -111,15 +111,15 @@ class TestStartPage:
         assert not Session.objects.exists()
         assert "sessionid" not in client.cookies
 
-    @pytest.mark.parametrize("door", [LOGIN, CONNECT])
-    def test_it_shows_one_button(self, client, user, door):
-        if door == CONNECT:
+    @pytest.mark.parametrize("auth_view", [LOGIN, CONNECT])
+    def test_it_shows_one_button(self, client, user, auth_view):
+        if auth_view == CONNECT:
             client.force_login(user)
-        page = Page(client.get(door, {"next": "/accounts/?a=1&b=2"}))
+        page = Page(client.get(auth_view, {"next": "/accounts/?a=1&b=2"}))
         page.assert_is_in_order()
         assert (page.tags.count("form"), page.tags.count("button")) == (1, 1)
         assert (
-            page.attributes["form"] | {"method": "post", "action": door}
+            page.attributes["form"] | {"method": "post", "action": auth_view}
             == (page.attributes["form"])
         )
         assert 'name="next" value="/accounts/?a=1&amp;b=2"' in page.content
@@ -140,8 +140,8 @@ class TestStartPage:
         client = Client(enforce_csrf_checks=True)
         assert client.post(LOGIN).status_code == 403
         client.force_login(user)
-        for door in (CONNECT, LOGOUT, DISCONNECT):
-            assert client.post(door).status_code == 403
+        for auth_view in (CONNECT, LOGOUT, DISCONNECT):
+            assert client.post(auth_view).status_code == 403
         assert user_of(client) is not None
 
     def test_what_is_sent_to_everifin(self, client, settings):
@@ -209,21 +209,21 @@ class TestStartPage:
 
     @pytest.mark.parametrize("method", ["put", "patch", "delete"])
     def test_other_methods_are_not_allowed(self, browser, method):
-        for door in (CONNECT, CALLBACK, LOGOUT, DISCONNECT):
-            assert getattr(browser, method)(door).status_code == 405
+        for auth_view in (CONNECT, CALLBACK, LOGOUT, DISCONNECT):
+            assert getattr(browser, method)(auth_view).status_code == 405
 
-    @pytest.mark.parametrize("door", [LOGIN, CONNECT, CALLBACK, LOGOUT, DISCONNECT])
-    def test_no_answer_is_kept_by_a_cache(self, browser, door):
-        for response in (browser.get(door), browser.post(door)):
+    @pytest.mark.parametrize("auth_view", [LOGIN, CONNECT, CALLBACK, LOGOUT, DISCONNECT])
+    def test_no_answer_is_kept_by_a_cache(self, browser, auth_view):
+        for response in (browser.get(auth_view), browser.post(auth_view)):
             assert "no-store" in response["Cache-Control"]
 
-    @pytest.mark.parametrize("door", [LOGIN, CONNECT, CALLBACK, LOGOUT, DISCONNECT])
+    @pytest.mark.parametrize("auth_view", [LOGIN, CONNECT, CALLBACK, LOGOUT, DISCONNECT])
     def test_no_other_site_can_frame_a_door_without_djangos_middleware_too(
-        self, browser, settings, door
+        self, browser, settings, auth_view
     ):
         """A visitor who thinks they press something else would press our button."""
         settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "XFrame" not in name]
-        for response in (browser.get(door), browser.post(door)):
+        for response in (browser.get(auth_view), browser.post(auth_view)):
             assert response["X-Frame-Options"] == "DENY"
 
     def test_the_page_speaks_the_visitors_language_and_direction(self, client):
@@ -376,20 +376,22 @@ def end_the_session(get_response):
 
 
 class TestRefusedAtEverifin:
-    @pytest.mark.parametrize(("door", "is_logged_in"), [(CONNECT, True), (LOGIN, False)])
-    def test_who_cancels_is_back_at_the_button(self, client, user, everifin, door, is_logged_in):
+    @pytest.mark.parametrize(("auth_view", "is_logged_in"), [(CONNECT, True), (LOGIN, False)])
+    def test_who_cancels_is_back_at_the_button(
+        self, client, user, everifin, auth_view, is_logged_in
+    ):
         if is_logged_in:
             client.force_login(user)
-        url = redirect_target(client.post(door, {"next": "/a/?b=c"}))
+        url = redirect_target(client.post(auth_view, {"next": "/a/?b=c"}))
         response = client.get(everifin.authorize(url, consent=False))
-        assert response["Location"] == f"{door}?next=%2Fa%2F%3Fb%3Dc&notice=cancelled"
+        assert response["Location"] == f"{auth_view}?next=%2Fa%2F%3Fb%3Dc&notice=cancelled"
         page = Page(client.get(response["Location"]))
         page.assert_is_in_order()
         assert page.text["h2"] == "You cancelled at Everifin"
         assert page.attributes["div"]["role"] == "status"
         assert user_of(client) == (str(user.pk) if is_logged_in else None)
         # Said on that page alone.
-        assert "You cancelled" not in client.get(door).content.decode()
+        assert "You cancelled" not in client.get(auth_view).content.decode()
 
     @pytest.mark.parametrize(
         ("error", "title"),
@@ -717,15 +719,17 @@ class TestTokenEndpointFails:
         ],
         ids=str,
     )
-    @pytest.mark.parametrize("door", [LOGIN, CONNECT])
-    def test_an_outage_is_503_with_retry_after(self, client, user, everifin, fault, door, caplog):
+    @pytest.mark.parametrize("auth_view", [LOGIN, CONNECT])
+    def test_an_outage_is_503_with_retry_after(
+        self, client, user, everifin, fault, auth_view, caplog
+    ):
         caplog.set_level(logging.INFO, "everifin_django.security")
         everifin.sleep = [].append
-        if door == CONNECT:
+        if auth_view == CONNECT:
             client.force_login(user)
         before = user_of(client)
         everifin.faults.add("token", **fault)
-        response = client.get(everifin.authorize(redirect_target(client.post(door))))
+        response = client.get(everifin.authorize(redirect_target(client.post(auth_view))))
         assert response.status_code == 503
         assert response["Retry-After"] == str(fault.get("retry_after", 30))
         assert response["Referrer-Policy"] == "same-origin"
@@ -733,7 +737,7 @@ class TestTokenEndpointFails:
         page = Page(response)
         page.assert_is_in_order()
         assert page.text["h1"] == "Everifin does not answer at the moment"
-        assert page.links == {"Start again": door, "Go to the start page": "/"}
+        assert page.links == {"Start again": auth_view, "Go to the start page": "/"}
         assert "with Everifin was not finished: unavailable." in caplog.text
         assert user_of(client) == before
         assert not BankToken.objects.exists()
@@ -827,20 +831,20 @@ class TestLogout:
         assert everifin.live_sessions("alice") == 0
         assert user_of(browser) is None
 
-    @pytest.mark.parametrize("door", [LOGOUT, DISCONNECT])
+    @pytest.mark.parametrize("auth_view", [LOGOUT, DISCONNECT])
     @pytest.mark.parametrize("method", ["get", "head"])
-    def test_a_link_cannot_do_it(self, everifin, everifin_connect, browser, door, method):
+    def test_a_link_cannot_do_it(self, everifin, everifin_connect, browser, auth_view, method):
         everifin_connect(browser)
-        assert getattr(browser, method)(door).status_code == 405
+        assert getattr(browser, method)(auth_view).status_code == 405
         assert user_of(browser) is not None
         assert everifin.live_sessions("alice") == 1
 
-    @pytest.mark.parametrize("door", [LOGOUT, DISCONNECT])
-    def test_another_sites_form_cannot_do_it(self, everifin, everifin_connect, browser, door):
+    @pytest.mark.parametrize("auth_view", [LOGOUT, DISCONNECT])
+    def test_another_sites_form_cannot_do_it(self, everifin, everifin_connect, browser, auth_view):
         everifin_connect(browser)
         strict = Client(enforce_csrf_checks=True)
         strict.cookies = browser.cookies
-        assert strict.post(door).status_code == 403
+        assert strict.post(auth_view).status_code == 403
         assert user_of(browser) is not None
         assert everifin.live_sessions("alice") == 1
 
@@ -869,11 +873,11 @@ class TestLogout:
         assert PendingRevocation.objects.count() == 1
         assert sum(slept) <= 10
 
-    @pytest.mark.parametrize("door", ["login", "connect"])
-    def test_everifin_may_be_down(self, everifin, everifin_connect, client, user, door):
-        if door == "connect":
+    @pytest.mark.parametrize("auth_view", ["login", "connect"])
+    def test_everifin_may_be_down(self, everifin, everifin_connect, client, user, auth_view):
+        if auth_view == "connect":
             client.force_login(user)
-        everifin_connect(client, view=door)
+        everifin_connect(client, view=auth_view)
         everifin.faults.add("logout", status=503)
         assert client.post(LOGOUT).status_code == 302
         assert user_of(client) is None

@@ -1,4 +1,4 @@
-"""django-allauth's doors, and those of the site it is added to."""
+"""django-allauth's URLs, and those of the site it is added to."""
 
 from django.urls import include, path
 

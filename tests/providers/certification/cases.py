@@ -264,7 +264,7 @@ def takes_keys_elsewhere(visit: Visit) -> str:
 def uses_other_endpoints(visit: Visit) -> str:
     metadata = visit.provider.metadata()
     published = {path_of(metadata[name]) for name in ("token_endpoint", "jwks_uri")}
-    asked = {visit.provider.last_request[place].path for place in ("token", "certs")}
+    asked = {visit.provider.last_request[endpoint].path for endpoint in ("token", "certs")}
     return "" if asked == published else "with other endpoints than published"
 
 

@@ -65,7 +65,7 @@ class Provider(Sandbox):
         self.id_token_hook = change
 
     def change_metadata(self, **values: Any) -> None:
-        """Publish *values* for discovery in place of the true ones."""
+        """Publish *values* for discovery instead of the true ones."""
         changed = json.dumps({**self.metadata(), **values})
         self.faults.add("discovery", body=changed, content_type="application/json")
 

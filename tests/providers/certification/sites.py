@@ -1,7 +1,7 @@
 """
 Those who are tried: this package, and mozilla-django-oidc as it ships.
 
-Each is entered by its own doors, at the same provider, in the same site.
+Each has views of its own, at the same provider, in the same site.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Ours:
         return redirect_target(browser.post(reverse("everifin_django:login")))
 
     def start_once_more(self, browser: Client) -> str:
-        """Who is logged in can connect."""
+        """A logged-in user can connect."""
         return redirect_target(browser.post(reverse("everifin_django:connect")))
 
     def callback(self) -> str:

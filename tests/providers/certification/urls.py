@@ -1,4 +1,4 @@
-"""The site under test, with mozilla-django-oidc's own doors beside ours."""
+"""The site under test, with mozilla-django-oidc's own views beside ours."""
 
 from django.urls import include, path
 

@@ -52,7 +52,7 @@ def refusal(answer: requests.Response) -> str:
     return f"{answer.status_code} {said['error']}: {said.get('error_description', '-')}"
 
 
-def place(answer: Page | Back) -> str:
+def outcome(answer: Page | Back) -> str:
     if isinstance(answer, Page):
         return f"a page, {answer.status}"
     return f"sent back: {answer.parameters.get('error', 'code')}"
@@ -78,50 +78,50 @@ def published(visitor: Visitor) -> list[dict[str, Any]]:
 
 @case("a page, 200")
 def authorize(visitor: Visitor) -> str:
-    return place(visitor.open())
+    return outcome(visitor.open())
 
 
 @case("a page, 400")
 def authorize_for_an_unknown_client(visitor: Visitor) -> str:
-    return place(visitor.open(client_id="nobody"))
+    return outcome(visitor.open(client_id="nobody"))
 
 
 @case("a page, 400")
 def authorize_with_a_foreign_redirect_uri(visitor: Visitor) -> str:
-    return place(visitor.open(redirect_uri="https://evil.example/"))
+    return outcome(visitor.open(redirect_uri="https://evil.example/"))
 
 
 @case("sent back: invalid_scope")
 def authorize_with_an_unknown_scope(visitor: Visitor) -> str:
-    return place(visitor.open(scope="openid everything"))
+    return outcome(visitor.open(scope="openid everything"))
 
 
 @case("sent back: unsupported_response_type")
 def authorize_with_an_unknown_response_type(visitor: Visitor) -> str:
-    return place(visitor.open(response_type="money"))
+    return outcome(visitor.open(response_type="money"))
 
 
 @case("sent back: invalid_request")
 def authorize_with_an_unknown_challenge_method(visitor: Visitor) -> str:
-    return place(visitor.open(code_challenge_method="S512"))
+    return outcome(visitor.open(code_challenge_method="S512"))
 
 
 @case("sent back: invalid_request")
 def authorize_without_pkce_where_it_is_required(visitor: Visitor) -> str:
     visitor.provider.switches.require_pkce()
-    return place(visitor.open(code_challenge=None, code_challenge_method=None))
+    return outcome(visitor.open(code_challenge=None, code_challenge_method=None))
 
 
 @case("a page, 200")
 def authorize_with_a_doubled_ampersand(visitor: Visitor) -> str:
     address = visitor.provider.endpoint("auth")
     query = f"client_id={visitor.provider.client_id}&&redirect_uri={visitor.provider.redirect_uri}"
-    return place(visitor.go("GET", f"{address}?{query}&response_type=code&scope=ais"))
+    return outcome(visitor.go("GET", f"{address}?{query}&response_type=code&scope=ais"))
 
 
 @case("a page, 200")
 def authorize_with_a_slash_before_the_query(visitor: Visitor) -> str:
-    return place(visitor.open("auth/"))
+    return outcome(visitor.open("auth/"))
 
 
 @case("404")
@@ -135,7 +135,7 @@ def a_realm_that_does_not_exist(visitor: Visitor) -> str:
 
 @case("a page, 200")
 def log_in_with_a_wrong_password(visitor: Visitor) -> str:
-    return place(visitor.log_in(visitor.open(), password="not this one"))
+    return outcome(visitor.log_in(visitor.open(), password="not this one"))
 
 
 @case("code iss session_state state, state kept")
@@ -407,7 +407,7 @@ def log_out_in_the_browser(visitor: Visitor) -> str:
         },
     )
     if isinstance(answer, Page):
-        return place(answer)
+        return outcome(answer)
     return f"sent back, state {'kept' if answer.parameters.get('state') == 'bye' else 'lost'}"
 
 
@@ -416,10 +416,10 @@ def log_out_in_the_browser_to_a_foreign_address(visitor: Visitor) -> str:
     hint = visitor.tokens()["id_token"]
     address = visitor.provider.endpoint("logout")
     back = {"id_token_hint": hint, "post_logout_redirect_uri": "https://evil.example/"}
-    return place(visitor.go("GET", address, parameters=back))
+    return outcome(visitor.go("GET", address, parameters=back))
 
 
-# Who it was
+# The person it was
 
 
 @case("200: email email_verified name preferred_username sub")

@@ -243,7 +243,7 @@ class Visitor:
         parameters: Mapping[str, str | None] | None = None,
         form: Mapping[str, str] | None = None,
     ) -> Page | Back:
-        """Follow redirects up to the site's door."""
+        """Follow redirects until one leads to the site."""
         said = {name: value for name, value in (parameters or {}).items() if value is not None}
         target = f"{url}?{urlencode(said)}" if said else url
         for _ in range(MOST_STEPS):

@@ -70,7 +70,7 @@ def run(*command: str) -> None:
 
 @contextmanager
 def locked() -> Iterator[Path]:
-    """Yield the place where distributions are kept, which nobody else changes in the meantime."""
+    """Yield the directory of distributions, which nobody else changes in the meantime."""
     import fcntl  # not on Windows
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

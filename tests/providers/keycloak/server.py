@@ -48,10 +48,10 @@ def keycloak(version: str) -> Iterator[Keycloak]:
         "KC_BOOTSTRAP_ADMIN_USERNAME": "admin",
         "KC_BOOTSTRAP_ADMIN_PASSWORD": password,
     }
-    with home(account="") as place, Keycloak(url, version, password) as server:
-        place.environment.update(environment)
-        place.owner.clear()  # the cache with the distribution is ours alone
-        with place.serving(
+    with home(account="") as server_home, Keycloak(url, version, password) as server:
+        server_home.environment.update(environment)
+        server_home.owner.clear()  # the cache with the distribution is ours alone
+        with server_home.serving(
             *["bash", str(directory / "bin" / "kc.sh"), "start", *options],
             is_ready=server.is_ready,
             stop=signal.SIGTERM,

@@ -1,4 +1,4 @@
-"""F1 with the real thing: 32 requests, one refresh, and Keycloak keeps the grant."""
+"""F1 with the real thing: 32 requests, one refresh, and the grant lives."""
 
 from __future__ import annotations
 

@@ -132,12 +132,12 @@ class Site:
 @contextmanager
 def example_site(port: int, sandbox: Any) -> Iterator[Site]:
     """Serve the example site until the block ends, on a database that is gone then as well."""
-    with tempfile.TemporaryDirectory(prefix="everifin-demo-") as place:
-        log = Path(place) / "site.log"
+    with tempfile.TemporaryDirectory(prefix="everifin-demo-") as directory:
+        log = Path(directory) / "site.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, str(MANAGE), "demo_site", f"{HOST}:{port}"],
-                env=environment(sandbox, Path(place)),
+                env=environment(sandbox, Path(directory)),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -151,12 +151,12 @@ def example_site(port: int, sandbox: Any) -> Iterator[Site]:
             site.stop()
 
 
-def environment(sandbox: Any, place: Path) -> dict[str, str]:
+def environment(sandbox: Any, directory: Path) -> dict[str, str]:
     """Return the site's: ours, but with *sandbox* for Everifin; a DATABASE_URL of ours counts."""
-    dropped = {*SETTINGS, "ALLOWED_HOSTS", "HTTPS"} - {"EVERIFIN_ENCRYPTION_KEYS"}
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    left_out = {*SETTINGS, "ALLOWED_HOSTS", "HTTPS"} - {"EVERIFIN_ENCRYPTION_KEYS"}
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
     return {
-        "DATABASE_URL": f"sqlite:///{place / 'db.sqlite3'}",
+        "DATABASE_URL": f"sqlite:///{directory / 'db.sqlite3'}",
         **kept,
         "DJANGO_SETTINGS_MODULE": "scripts.demo.settings",
         "DEBUG": "1",
