@@ -15,7 +15,7 @@ from tests.providers.keycloak import distribution
 from tests.providers.keycloak.server import Keycloak, Realm, keycloak
 from tests.support.servers import AbsentError
 
-pytest_plugins = ["pytester", "tests.support.left_out"]
+pytest_plugins = ["pytester", "tests.support.left_out", "tests.support.only_database"]
 
 
 @pytest.fixture(scope="session")

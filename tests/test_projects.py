@@ -23,6 +23,7 @@ PROJECTS = {
 LONGEST_SECONDS = 240
 
 
+@pytest.mark.django_db  # of its own process
 @pytest.mark.parametrize("name", PROJECTS)
 def test_the_tests_of_a_project_pass(name, tmp_path):
     files = [f"tests/{file}" for file in PROJECTS[name]]

@@ -120,6 +120,7 @@ def test_a_run_chooses_its_tests_by_marker(monkeypatch, tmp_path, name, is_every
     [words] = commands
     chosen = [words[at + 1] for at, word in enumerate(words) if word == "-m"]
     assert chosen[1:] == ([] if marker is None else [marker])
+    assert ("--only-database" in words) == (name == "postgres")
 
 
 def test_only_everything_measures_coverage():
@@ -176,3 +177,35 @@ class TestWhatIsLeftOut:
         result = suite.runpytest_subprocess("-W", "ignore", *options)
         result.assert_outcomes(passed=passed, deselected=3 - passed)
         result.stdout.no_fnmatch_line("Left out*")
+
+
+class TestOnlyDatabase:
+    @pytest.mark.parametrize(("options", "passed"), [([], 4), (["--only-database"], 3)])
+    def test_a_test_without_a_database_is_left_out(self, pytester, monkeypatch, options, passed):
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+        pytester.makeini("[pytest]\nmarkers = django_db: uses the database")
+        pytester.makeconftest('pytest_plugins = ["tests.support.only_database"]')
+        pytester.makepyfile(
+            """
+            import pytest
+
+            @pytest.fixture
+            def db(): pass
+
+            @pytest.fixture
+            def user(db): pass
+
+            def test_no_database(): pass
+
+            def test_a_fixture(db): pass
+
+            def test_a_fixture_of_a_fixture(user): pass
+
+            @pytest.mark.django_db
+            def test_a_mark(): pass
+            """
+        )
+        result = pytester.runpytest_subprocess("-W", "ignore", *options)
+        result.assert_outcomes(passed=passed, deselected=4 - passed)

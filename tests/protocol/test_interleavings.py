@@ -252,6 +252,14 @@ OVER_A_POOL: list[Roles] = [
 ROTATIONS = pytest.mark.parametrize("rotation", ["strict", "default"])
 
 
+def at_most(failures: int) -> int:
+    """
+    How many failures one order may have: *failures* on SQLite, one on a server, where they take
+    several times as long and add nothing that depends on the database.
+    """
+    return failures if connections["default"].vendor == "sqlite" else 1
+
+
 def explore(system: System | Tenants, roles: Roles, most_troubles: int, record: Any) -> None:
     """
     Play every order, and record how many there were, each with each choice of at most
@@ -273,7 +281,7 @@ def explore(system: System | Tenants, roles: Roles, most_troubles: int, record: 
 @pytest.mark.parametrize("roles", CASTS, ids=_names)
 def test_no_order_of_turns_breaks_the_protocol(everifin, roles, rotation, record_property):
     with a_system(everifin, rotation) as system:
-        explore(system, roles, len(roles), record_property)
+        explore(system, roles, at_most(len(roles)), record_property)
 
 
 @ROTATIONS
@@ -283,7 +291,7 @@ def test_no_order_of_turns_reaches_another_tenant(
 ):
     most_troubles = 2 if len(roles) == 2 else 1
     with two_tenants(everifin, rotation, second_database) as tenants:
-        explore(tenants, roles, most_troubles, record_property)
+        explore(tenants, roles, at_most(most_troubles), record_property)
 
 
 @ROTATIONS
@@ -293,7 +301,7 @@ def test_no_order_of_refused_calls_refreshes_twice_for_that(
 ):
     most_troubles = 2 if len(roles) == 2 else 1
     with a_system(everifin, rotation, is_fresh=True) as system:
-        explore(system, roles, most_troubles, record_property)
+        explore(system, roles, at_most(most_troubles), record_property)
 
 
 @pytest.fixture

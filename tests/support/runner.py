@@ -1,7 +1,7 @@
 """
-``manage.py test``: the quick suite, by pytest, on SQLite. With ``--everything`` the whole suite, on
-every database this machine has, then, once each, what drives a browser and what talks to a real
-Keycloak. On SQLite the quick suite is a run of its own, which measures coverage.
+``manage.py test``: the quick suite, by pytest, on SQLite. With ``--everything`` the whole suite:
+on SQLite, measuring coverage; on each other database of this machine, without the tests that use
+none; then, once each, what takes long, what drives a browser and what talks to a real Keycloak.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ONLY = {
     # One process: Keycloak is started once, and its settings are changed by the tests.
     KEYCLOAK: ("-m", KEYCLOAK, "-rs", "--numprocesses=0"),
 }
-EVERYTHING_ELSE = ("-m", f"not {BROWSER} and not {KEYCLOAK}", "-rs")
+EVERYTHING_ELSE = ("-m", f"not {BROWSER} and not {KEYCLOAK}", "-rs", "--only-database")
 QUICK = "sqlite"
 
 # Gives the URL of a database for as long as the block lasts.
