@@ -20,11 +20,18 @@ PROJECTS = {
     "social_auth": ["projects/social_auth/tests.py"],
     "allauth": ["test_beside.py", "projects/allauth/tests.py"],
 }
+QUICK = {"bare", "uuid_key", "tenants"}
 LONGEST_SECONDS = 240
 
 
 @pytest.mark.django_db  # of its own process
-@pytest.mark.parametrize("name", PROJECTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.exhaustive)
+        for name in PROJECTS
+    ],
+)
 def test_the_tests_of_a_project_pass(name, tmp_path):
     files = [f"tests/{file}" for file in PROJECTS[name]]
     command = [sys.executable, "-m", "pytest", f"--ds=tests.projects.{name}.settings", *files]

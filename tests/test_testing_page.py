@@ -22,6 +22,7 @@ TESTS = [
 ]
 
 
+@pytest.mark.exhaustive
 def test_they_pass_in_a_site_of_their_own(tmp_path):
     environment = {
         key: value

@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.support import tutorial
 
 
+@pytest.mark.exhaustive
 def test_it_leads_from_an_empty_folder_to_a_page_of_transactions(tmp_path):
     environment = {
         key: value

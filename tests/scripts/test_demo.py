@@ -52,6 +52,7 @@ def start():
         process.communicate(timeout=SECONDS)
 
 
+@pytest.mark.exhaustive
 def test_the_walk_takes_every_step(start):
     process = start("--walk")
     output, _ = process.communicate(timeout=SECONDS)
@@ -65,7 +66,9 @@ def test_the_walk_takes_every_step(start):
     assert "1 -> 0" in seen["connect again, log out"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)]
+)
 def test_the_demo_waits_until_it_is_stopped(start, number):
     process = start()
     introduction = "".join(iter(process.stdout.readline, "Quit with Ctrl-C.\n"))

@@ -48,6 +48,7 @@ def test_we_do_what_is_right(case: Case, caplog):
         assert f"stopped: {REASONS[case.name]}." in caplog.text
 
 
+@pytest.mark.exhaustive
 def test_the_page_says_what_is_observed():
     """What another version of mozilla-django-oidc does is not ours to answer for."""
     page = matrix.DOCUMENT.read_text(encoding="utf-8")
