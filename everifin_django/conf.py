@@ -687,7 +687,8 @@ class LogoutConf:
         default=None,
         check_id="E027",
         meaning="Logging out leads the browser through Everifin's logout, and back to this URL. "
-        "Everifin has to know the URL.",
+        "Everifin has to know the URL. The URL of the view `everifin_django:logged_out`, such as "
+        "`https://shop.example/everifin/logged-out/`, leads on to the `next` of the logout.",
     )
     revocation_url = Url(
         default=None,

@@ -13,6 +13,7 @@ urlpatterns = [
     path("connect/", views.ConnectView.as_view(), name="connect"),
     path("callback/", views.CallbackView.as_view(), name="callback"),
     path("logout/", views.LogoutView.as_view(), name="logout"),
+    path("logged-out/", views.LoggedOutView.as_view(), name="logged_out"),
     path("backchannel-logout/", views.BackchannelLogoutView.as_view(), name="backchannel_logout"),
     path("disconnect/", views.DisconnectView.as_view(), name="disconnect"),
     path("payments/<uuid:pk>/", payment_views.PaymentView.as_view(), name="payment"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -134,10 +133,10 @@ def _is_no_page(answer: Answer) -> bool:
 
 
 @hides_frames
-def logout_page(id_token: Secret | None) -> str:
+def logout_page(id_token: Secret | None, state: str) -> str:
     """
     Return the URL that ends a browser's session at Everifin and leads it back to
-    EVERIFIN_POST_LOGOUT_REDIRECT_URI.
+    EVERIFIN_POST_LOGOUT_REDIRECT_URI with *state*, which some servers insist on.
 
     The ID token says whose session it is, so Everifin need not ask the user; one that makes the URL
     too long is left out. No request.
@@ -147,8 +146,6 @@ def logout_page(id_token: Secret | None) -> str:
     back = conf.post_logout_redirect_uri or ""
     if conf.legacy_logout:
         return _logout_url({"redirect_uri": back})
-    # The state says nothing to us: nothing depends on the return. Some servers want one.
-    state = secrets.token_urlsafe(32)
     query = {"client_id": conf.client_id, "post_logout_redirect_uri": back, "state": state}
     with_hint = query | ({"id_token_hint": id_token.reveal()} if id_token is not None else {})
     url = _logout_url(with_hint)

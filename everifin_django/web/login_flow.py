@@ -1,5 +1,6 @@
 """
-A login or connection in progress, as this site and the visitor's browser remember it.
+A login or connection in progress, as this site and the visitor's browser remember it; or a logout
+at Everifin, after which the visitor comes back.
 
 A flow is begun by a POST. It is a row of its own, encrypted and found by the hash of its state, and
 serves the browser alone that has its cookie: whatever becomes of the Django session meanwhile, and
@@ -54,13 +55,14 @@ JUDGED_LENGTH = 2000
 class FlowKind(StrEnum):
     LOGIN = "login"
     CONNECT = "connect"
+    LOGOUT = "logout"
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
     """
-    A login or connection in progress. *user_pk* is the user who connects, empty for a login.
-    *asked* has the parameters that say how the user was to sign in at Everifin.
+    What is in progress. *user_pk* is the user who connects, empty for a login and a logout. *asked*
+    has the parameters that say how the user was to sign in at Everifin.
     """
 
     kind: FlowKind
@@ -69,8 +71,8 @@ class Flow:
     redirect_uri: str
     next_url: str
     host: str
-    nonce: str = field(repr=False)
-    code_verifier: str | None = field(repr=False)
+    nonce: str = field(default="", repr=False)
+    code_verifier: str | None = field(default=None, repr=False)
     asked: Mapping[str, str] = field(default_factory=dict)
     browser_digest: str = field(default="", repr=False)
     started: float = field(default_factory=time.time)

@@ -8,7 +8,9 @@ ATOMIC_REQUESTS site: a grant that has been exchanged must not be lost by a roll
 from __future__ import annotations
 
 import logging
+import secrets
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib import auth
@@ -41,6 +43,7 @@ from everifin_django.exceptions import (
     APIError,
     IdentityMismatchError,
     IdentityTakenError,
+    KeysUnavailableError,
     LoginError,
     LoginRefusedError,
     RefusedError,
@@ -235,7 +238,7 @@ class CallbackView(View):
     def _find_flow(self, request: HttpRequest, state: Secret) -> tuple[Flow | None, FlowState]:
         """The flow, whose state is spent from now on: no other request will take its answer."""
         flow = login_flow.find(state)
-        if flow is None:
+        if flow is None or flow.kind == FlowKind.LOGOUT:
             return None, FlowState.UNKNOWN
         if not login_flow.is_of_this_browser(request, flow):
             if flow.host == request.get_host():
@@ -357,6 +360,7 @@ class LogoutView(View):
     End the connection and the session here. The local part never waits longer than the deadline.
 
     With EVERIFIN_POST_LOGOUT_REDIRECT_URI the browser then logs out at Everifin, and comes back.
+    ``next`` is kept until then, in one INSERT, if that URL is ``LoggedOutView``.
     """
 
     http_method_names = ["post", "options"]
@@ -368,21 +372,36 @@ class LogoutView(View):
         # First of all: whatever fails below, nobody stays logged in.
         auth.logout(request)
         request.everifin_logged_out = None  # type: ignore[attr-defined]  # it is done here
-        page = None
+        response: HttpResponse | None = None
         try:
             if record_id is not None:
-                page = _logout_page(logout.log_out(record_id))
+                response = _to_logout_page(request, logout.log_out(record_id), next_url)
             elif user.is_authenticated and conf.logout_ends_connection and not is_impersonated:
                 grants.disconnect(user, "logout")
         except Exception as error:  # noqa: BLE001 - the person is logged out here
             security_logger.critical("A logout was not told to Everifin: %s.", type(error).__name__)
-        home = settings.LOGOUT_REDIRECT_URL or get_script_prefix()
-        if page is None:
-            response: HttpResponse = HttpResponseRedirect(next_url or resolve_url(home))
-        else:
-            response = leave_for(request, page)
+        response = response or _after_logout(next_url)
         response["Clear-Site-Data"] = '"cache", "storage"'
         return response
+
+
+@auth_view
+class LoggedOutView(View):
+    """
+    Take a visitor back from Everifin's logout page, to where the logout was to lead. One query with
+    a ``state``; nothing depends on it but where the visitor is led.
+    """
+
+    http_method_names = ["get"]
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        try:
+            flow = login_flow.find(Secret(request.GET.get("state", "")))
+        except KeysUnavailableError:
+            flow = None
+        if flow is None or not _is_own_logout(request, flow):
+            return _after_logout("")
+        return _after_logout(login_flow.safe_next(request, flow.next_url))
 
 
 @method_decorator(login_not_required, name="dispatch")
@@ -506,11 +525,30 @@ def _told(error: LoginError) -> str | Notice:
     return notice
 
 
-def _logout_page(ended: logout.Ended | None) -> str | None:
-    """Everifin's page that logs the browser out there, if it has a session there."""
-    if ended is None or not conf.post_logout_redirect_uri:
+def _to_logout_page(
+    request: HttpRequest, ended: logout.Ended | None, next_url: str
+) -> HttpResponse | None:
+    """Leave for Everifin's page that logs the browser out there, if it has a session there."""
+    back = conf.post_logout_redirect_uri
+    if ended is None or not back:
         return None
-    return endpoints.logout_page(ended.id_token)
+    state = secrets.token_urlsafe(32)
+    response = leave_for(request, endpoints.logout_page(ended.id_token, state))
+    is_kept = urlsplit(back).path == reverse("everifin_django:logged_out")
+    if next_url and is_kept and not conf.legacy_logout:
+        flow = Flow(FlowKind.LOGOUT, "", conf.issuer, back, next_url, request.get_host())
+        login_flow.begin(request, response, state, flow)
+    return response
+
+
+def _is_own_logout(request: HttpRequest, flow: Flow) -> bool:
+    is_current = flow.kind == FlowKind.LOGOUT and not flow.is_too_old
+    return is_current and login_flow.is_of_this_browser(request, flow)
+
+
+def _after_logout(next_url: str) -> HttpResponseRedirect:
+    home = settings.LOGOUT_REDIRECT_URL or get_script_prefix()
+    return HttpResponseRedirect(next_url or resolve_url(home))
 
 
 def _start_page(flow: Flow, notice: str = "") -> str:

@@ -22,7 +22,7 @@ EXPLANATION = Path(__file__).parents[2] / "docs/explanation/login.md"
 CELLS = [
     (kind or begun, state, who, answer)
     for kind, state, who in OUTCOMES
-    for begun in ([kind] if kind else FlowKind)
+    for begun in ([kind] if kind else (FlowKind.LOGIN, FlowKind.CONNECT))
     for answer in ("code", "error")
 ]
 
