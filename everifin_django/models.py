@@ -971,6 +971,8 @@ class LoginSession(models.Model):
     # Only while the grant is not the connection's.
     refresh_ciphertext = models.TextField(blank=True, editable=False)
     refresh_expires_at = models.DateTimeField(null=True)
+    # As for PendingRevocation.
+    is_spent = models.BooleanField(default=False)
     scope = models.CharField(max_length=1024, blank=True)
     version = models.PositiveBigIntegerField(default=0)
     check_after = models.DateTimeField(db_index=True)

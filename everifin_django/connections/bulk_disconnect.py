@@ -310,7 +310,7 @@ def _move_logins(batch_size: int) -> Iterator[int]:
             taken = _take(_released_logins().only("pk"), "pk", last, batch_size)
             rows = login_sessions.rows().filter(pk__in=[row.pk for row in taken])
             revocation.enqueue_records(rows, "incident")
-            rows.update(refresh_ciphertext="", version=F("version") + 1)
+            rows.update(refresh_ciphertext="", is_spent=False, version=F("version") + 1)
         if not taken:
             return
         yield len(taken)

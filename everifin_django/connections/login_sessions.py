@@ -110,6 +110,7 @@ def update(record_id: uuid.UUID | None, user: Any, tokens: TokenSet) -> uuid.UUI
         has_ended_sid=False,
         id_ciphertext=record.id_ciphertext,
         refresh_ciphertext="",
+        is_spent=False,
         version=F("version") + 1,
     )
     return record.pk

@@ -129,7 +129,7 @@ def _give_grant_of_another_login(connection: BankToken) -> bool:
 
 def _give(connection: BankToken, record: LoginSession, token: Secret) -> bool:
     same_record = login_sessions.rows().filter(pk=record.pk, version=record.version)
-    if not same_record.update(refresh_ciphertext="", version=record.version + 1):
+    if not same_record.update(refresh_ciphertext="", is_spent=False, version=record.version + 1):
         return False
     context = connection.encryption_context("refresh")
     columns: dict[str, Any] = {
@@ -139,6 +139,7 @@ def _give(connection: BankToken, record: LoginSession, token: Secret) -> bool:
         **scope_columns(record.scope or connection.scope),
         "sid": record.sid,
         "login_session_id": record.pk,
+        "last_error": revocation.ANSWER_LOST if record.is_spent else "",
         "issued_at": record.created_at,
         "status": BankToken.Status.ACTIVE,
         "token_version": connection.token_version + 1,

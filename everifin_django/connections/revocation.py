@@ -62,10 +62,15 @@ def enqueue(connection: BankToken, reason: str) -> PendingRevocation | None:
         connection_id=connection.pk,
         user_pk=connection.encrypted_for or str(connection.user_id),
         refresh_ciphertext=connection.refresh_ciphertext,
-        is_spent=connection.lease_id is not None or connection.last_error == ANSWER_LOST,
+        is_spent=_may_be_spent(connection),
         reason=_bounded(reason),
         expires_at=connection.refresh_expires_at,
     )
+
+
+def _may_be_spent(connection: BankToken) -> bool:
+    """Has a refresh sent the token, and no answer come?"""
+    return connection.lease_id is not None or connection.last_error == ANSWER_LOST
 
 
 def release(connection: BankToken, reason: str, *, but: uuid.UUID | None = None) -> None:
@@ -96,7 +101,7 @@ def replace_spent(connection: BankToken, refresh_token: Secret, key: Key) -> Non
     if record is not None and _holds_same_token(record, connection):
         sealed = seal(refresh_token, record.encryption_context("refresh"), key)
         _logins().filter(pk=record.pk, version=record.version).update(
-            refresh_ciphertext=sealed, version=record.version + 1
+            refresh_ciphertext=sealed, is_spent=False, version=record.version + 1
         )
 
 
@@ -146,6 +151,7 @@ def _move_to_record(connection: BankToken, but: uuid.UUID | None) -> bool:
         .update(
             refresh_ciphertext=seal(token, record.encryption_context("refresh"), active_key()),
             refresh_expires_at=connection.refresh_expires_at,
+            is_spent=_may_be_spent(connection),
             scope=connection.scope,
             version=models.F("version") + 1,
         )
@@ -162,6 +168,7 @@ def enqueue_record(record: LoginSession, reason: str) -> PendingRevocation | Non
         connection_id=record.pk,
         user_pk=str(record.user_id),
         refresh_ciphertext=record.refresh_ciphertext,
+        is_spent=record.is_spent,
         reason=reason,
         expires_at=record.refresh_expires_at,
     )
@@ -174,6 +181,7 @@ def enqueue_records(records: models.QuerySet[LoginSession], reason: str) -> None
             connection_id=record.pk,
             user_pk=str(record.user_id),
             refresh_ciphertext=record.refresh_ciphertext,
+            is_spent=record.is_spent,
             reason=reason,
             expires_at=record.refresh_expires_at,
         )

@@ -7,12 +7,18 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.test import Client
 from django.utils import timezone
 
 from everifin_django.connections import bulk_disconnect, grants, revocation
 from everifin_django.connections.refresh import Attempt
 from everifin_django.exceptions import TokenMissingError
-from everifin_django.models import BankToken, PendingRevocation, in_database_seconds
+from everifin_django.models import (
+    BankToken,
+    LoginSession,
+    PendingRevocation,
+    in_database_seconds,
+)
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.secret import Secret
 from everifin_django.testing.factories import BankTokenFactory, PendingRevocationFactory
@@ -254,6 +260,39 @@ class TestSpentToken:
         bulk_disconnect.disable(BankToken.objects.all(), "incident")
         assert list(bulk_disconnect.move_all()) == [1]
         assert PendingRevocation.objects.get().is_spent
+
+    def test_so_it_is_after_a_login_elsewhere_has_replaced_it(self, everifin, everifin_connect):
+        """Its browser's record holds it until that logs out."""
+        first, second = Client(), Client()
+        everifin_connect(first, view="login")
+        BankToken.objects.update(lease_id=uuid.uuid4())
+        everifin_connect(second, view="login")
+        assert LoginSession.objects.filter(is_spent=True).count() == 1
+        everifin.faults.add("logout", status=400, body='{"error": "invalid_grant"}', times=1)
+        first.post("/everifin/logout/")
+        pending = PendingRevocation.objects.get()
+        assert (pending.is_spent, pending.last_error) == (True, "spent")
+
+    def test_it_is_known_when_the_connection_gets_it_back(self, everifin, everifin_connect):
+        first, second = Client(), Client()
+        everifin_connect(first, view="login")
+        BankToken.objects.update(last_error="answer_lost")
+        everifin_connect(second, view="login")
+        assert BankToken.objects.get().last_error == ""
+        second.post("/everifin/logout/")
+        assert BankToken.objects.get().last_error == "answer_lost"
+        assert not LoginSession.objects.get().is_spent
+
+    def test_an_answer_that_comes_late_is_unspent_there(self, everifin, everifin_connect):
+        first, second = Client(), Client()
+        everifin_connect(first, view="login")
+        attempt = Attempt(BankToken.objects.get(), time.monotonic() + 10)
+        assert attempt.claim()
+        granted = attempt.send()
+        everifin_connect(second, view="login")
+        attempt.store(granted)
+        [record] = LoginSession.objects.exclude(refresh_ciphertext="")
+        assert (record.is_spent, record.open_token("refresh")) == (False, granted.refresh)
 
     def test_the_answer_takes_its_place(self, connected, everifin):
         """It comes after the user has disconnected."""
