@@ -34,6 +34,7 @@ from everifin_django.exceptions import (
     EndUserMissingError,
     EverifinError,
     InvalidRequestError,
+    TokenError,
 )
 from everifin_django.models import Payment
 from everifin_django.secret import Secret
@@ -55,6 +56,9 @@ State = Payment.State
 POLLED = (Awaits.PUSH, Awaits.NEXT, Awaits.NOTHING)
 """What the page asks Everifin about by itself, because the user has nothing to do here."""
 
+CONNECTED_ONLY = (State.RECORDED, State.OPEN)
+"""What the user can only go on with while connected."""
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -72,7 +76,8 @@ class PaymentView(View):
     """
     Show one payment of the user, and take its next step.
 
-    How a payment ended is shown to users who are not connected any more, too.
+    How a payment ended, or that nobody knows it, is shown to users who are not connected any more,
+    too.
     """
 
     http_method_names = ["get", "head", "post", "options"]
@@ -81,9 +86,9 @@ class PaymentView(View):
         if not request.user.is_authenticated:
             return redirect_to_login(request.get_full_path())
         row = _own_payment(request, kwargs["pk"])
-        if row.is_final and request.method in ("GET", "HEAD"):
+        if row.state not in CONNECTED_ONLY and request.method in ("GET", "HEAD"):
             access.require(request, "read")
-            return _show(request, row)
+            return super().dispatch(request, *args, **kwargs)
         access.require(request, "pay")
         return _dispatch_connected(request, super().dispatch, *args, **kwargs)
 
@@ -181,8 +186,8 @@ def _brought_up_to_date(request: Any, row: Payment) -> Payment:
             return ledger.take_step(request.everifin, row)
         if row.state == State.UNCERTAIN and _may_look(row):
             return ledger.look(request.everifin, row)
-    except APIError:
-        # Everifin does not answer: the page shows what is known.
+    except (APIError, TokenError):
+        # Everifin does not answer, or not for this user: the page shows what is known.
         return ledger.reread(row)
     return row
 

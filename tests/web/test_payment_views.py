@@ -455,6 +455,22 @@ class TestUncertain:
 
 
 class TestRefused:
+    @pytest.mark.parametrize("state", [Payment.State.SENDING, Payment.State.UNCERTAIN])
+    def test_who_is_not_connected_any_more_sees_what_to_look_for(self, payer, everifin, state):
+        everifin.faults.add("api.payments", lost="before", times=1)
+        page = pay(payer, everifin, "redirect", amount="98.76").wsgi_request.path
+        payer.post("/everifin/disconnect/")
+        long_ago = timezone.now() - timedelta(days=1)
+        Payment.objects.update(state=state, lease_until=long_ago, looked_at=None)
+        response = payer.get(page)
+        assert response.status_code == 200
+        assert "98.76" in text_of(response)
+        assert "whether this was paid" in text_of(response)
+        assert payer.post(page, {"version": row().version})["Location"].startswith(
+            "/everifin/connect/"
+        )
+        assert Client().get(page).status_code == 302
+
     def test_everifins_refusal_is_final(self, payer, everifin, finished):
         refusal = {
             "meta": {"status": "ERROR"},
