@@ -26,7 +26,8 @@ from everifin_django.signals import client_refused
 logger = logging.getLogger(__name__)
 
 TOKEN = "token"  # noqa: S105 - an endpoint
-LOGOUT = "logout"
+KEEP_ALIVE = "keep_alive"
+"""Not an endpoint, but the work that refreshes many connections: visitors are served meanwhile."""
 
 CLIENT_ERRORS = frozenset({"invalid_client", "unauthorized_client"})
 CLIENT_REFUSED_SECONDS = 3600
@@ -52,6 +53,15 @@ def paused_until(alias: str, endpoint: str) -> models.Subquery:
     """Return an expression for the end of the pause, to be read along with something else."""
     rows = EndpointState._default_manager.using(alias).filter(name=endpoint)
     return models.Subquery(rows.values("paused_until")[:1])
+
+
+def seconds_left(alias: str, *endpoints: str) -> float:
+    """Return how long the longest pause of *endpoints* still is, 0 if there is none. One query."""
+    rows = EndpointState._default_manager.using(alias).filter(name__in=endpoints)
+    now = models.ExpressionWrapper(DatabaseNow(), output_field=models.DateTimeField())
+    read = rows.exclude(paused_until=None).annotate(now=now).values_list("paused_until", "now")
+    found = [(until - now).total_seconds() for until, now in read]
+    return max((one for one in found if 0 < one <= LONGEST_PAUSE_SECONDS), default=0.0)
 
 
 def note_client_refused(alias: str, error: APIError) -> None:

@@ -13,19 +13,18 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
-from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import models, transaction
 from django.utils import timezone
 
 from everifin_django.conf import conf
+from everifin_django.connections.bulk import Outage, Pace, pages
 from everifin_django.encryption import EncryptionContext, Key, active_key, seal
 from everifin_django.exceptions import (
     EverifinError,
     RefusedError,
     TokenUnreadableError,
-    UnavailableError,
 )
 from everifin_django.models import (
     MOST_COUNTED,
@@ -45,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 60
 LONGEST_BACKOFF_SECONDS = 3600
-PAGE_SIZE = 200
-FAILURES_OF_AN_OUTAGE = 5
 ANSWER_LOST = "answer_lost"
 """What a connection's last error says once a refresh may have spent its token."""
 
@@ -364,46 +361,8 @@ def _settle_finished(
 def _due() -> Iterator[PendingRevocation]:
     """Each entry that is due. Read in pages: a million tokens are gigabytes."""
     due = is_over("retry_after", LONGEST_BACKOFF_SECONDS)
-    yield from _pages(primary(PendingRevocation).filter(due))
-
-
-def _pages(rows: models.QuerySet[Any]) -> Iterator[Any]:
-    """Each of *rows* once, in the order of their keys, however many leave the selection."""
-    page = list(rows.order_by("pk")[:PAGE_SIZE])
-    while page:
+    for page in pages(primary(PendingRevocation).filter(due)):
         yield from page
-        page = list(rows.filter(pk__gt=page[-1].pk).order_by("pk")[:PAGE_SIZE])
-
-
-class Pace:
-    """At most so many a second, counted from the beginning; the first second's may come at once."""
-
-    def __init__(self, per_second: float) -> None:
-        self._interval_seconds = 1 / per_second
-        self._next = time.monotonic() - 1
-
-    def wait(self) -> None:
-        """Return when it is the next one's turn."""
-        now = time.monotonic()
-        self._next = max(self._next, now - 1) + self._interval_seconds
-        if self._next > now:
-            time.sleep(self._next - now)
-
-
-class Outage:
-    """Is Everifin down, or does it refuse this site's client? Then nobody need ask for the rest."""
-
-    def __init__(self) -> None:
-        self._in_a_row = 0
-
-    def note(self, error: Exception | None) -> None:
-        """Note how one request ended."""
-        is_about_all = isinstance(error, ImproperlyConfigured | UnavailableError | RefusedError)
-        self._in_a_row = self._in_a_row + 1 if is_about_all else 0
-
-    @property
-    def is_known(self) -> bool:
-        return self._in_a_row >= FAILURES_OF_AN_OUTAGE
 
 
 def purge_ended() -> int:
@@ -416,7 +375,7 @@ def purge_ended() -> int:
     """
     long_ago = timezone.now() - timedelta(days=conf.retention_days)
     ended = BankToken.objects.using(primary(BankToken).db).ended_before(long_ago)
-    return sum(_empty(row) for row in _pages(ended))
+    return sum(_empty(row) for page in pages(ended) for row in page)
 
 
 def _empty(row: BankToken) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request, Response
+from playwright.sync_api import BrowserContext, ConsoleMessage, Error, Page, Request, Response
 
 from scripts.demo.management.commands.demo import MANAGE, Site, environment
 from scripts.ports import HOST, unused_port
@@ -95,7 +95,15 @@ class Tab:
         page.on("response", self._answered)
 
     def open(self, url: str) -> None:
-        self.page.goto(url if "://" in url else self.profile.site + url)
+        """Go to *url*, also where the page is just about to reload itself."""
+        for is_last in (False, False, True):
+            try:
+                self.page.goto(url if "://" in url else self.profile.site + url)
+            except Error as error:
+                if is_last or "interrupted by another navigation" not in str(error):
+                    raise
+            else:
+                return
 
     def press(self, button: str) -> None:
         """Press the button that reads so, and wait until another page has come."""

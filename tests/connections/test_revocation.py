@@ -10,7 +10,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from everifin_django.connections import bulk_disconnect, grants, revocation
+from everifin_django.connections import bulk, bulk_disconnect, grants, revocation
 from everifin_django.connections.refresh import Attempt
 from everifin_django.exceptions import TokenMissingError
 from everifin_django.models import (
@@ -111,7 +111,7 @@ def test_all_that_is_due_is_worked_off(everifin, concurrency):
 
 
 def test_more_entries_than_a_page_are_worked_off(everifin, monkeypatch):
-    monkeypatch.setattr(revocation, "PAGE_SIZE", 2)
+    monkeypatch.setattr(bulk.pages, "__defaults__", ("pk", 2))
     PendingRevocationFactory.create_batch(5)
     assert revocation.revoke_due() == (5, 0)
 
@@ -125,13 +125,13 @@ def test_an_outage_leaves_the_rest_due(everifin, fault):
     everifin.faults.add("logout", **fault)
     PendingRevocationFactory.create_batch(9)
     assert revocation.revoke_due() == (0, 9)
-    assert everifin.calls["logout"] == revocation.FAILURES_OF_AN_OUTAGE
+    assert everifin.calls["logout"] == bulk.FAILURES_OF_AN_OUTAGE
     assert PendingRevocation.objects.filter(attempts=0).count() == 4
 
 
 def test_single_failures_do_not_stop_it(everifin):
     PendingRevocationFactory.create_batch(9)
-    everifin.faults.add("logout", status=503, times=revocation.FAILURES_OF_AN_OUTAGE - 1)
+    everifin.faults.add("logout", status=503, times=bulk.FAILURES_OF_AN_OUTAGE - 1)
     assert revocation.revoke_due() == (5, 4)
 
 
@@ -145,7 +145,7 @@ def test_the_rate_has_its_bound(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr("time.sleep", lambda s: clock.__setitem__(0, clock[0] + s))
-    pace = revocation.Pace(4)
+    pace = bulk.Pace(4)
     for _ in range(12):
         pace.wait()
     assert clock[0] == pytest.approx(102, abs=0.3)
@@ -229,7 +229,7 @@ def test_other_connections_are_not_emptied(ended, change):
 
 
 def test_a_connection_made_again_meanwhile_is_not_emptied(ended, monkeypatch):
-    monkeypatch.setattr(revocation, "_pages", lambda _: [ended])
+    monkeypatch.setattr(revocation, "pages", lambda _: [[ended]])
     BankToken.objects.update(status="active", token_version=ended.token_version + 1)
     assert revocation.purge_ended() == 0
     assert BankToken.objects.get().refresh_ciphertext == ended.refresh_ciphertext
@@ -307,9 +307,9 @@ class TestSpentToken:
 
     def test_many_of_them_are_no_outage(self, connected, everifin):
         everifin.faults.add("logout", status=400, body='{"error": "invalid_grant"}')
-        for _ in range(revocation.FAILURES_OF_AN_OUTAGE):
+        for _ in range(bulk.FAILURES_OF_AN_OUTAGE):
             BankToken.objects.update(last_error="answer_lost")
             connected.refresh_from_db()
             _taken(connected, "deleted")
-        assert revocation.revoke_due() == (0, revocation.FAILURES_OF_AN_OUTAGE)
+        assert revocation.revoke_due() == (0, bulk.FAILURES_OF_AN_OUTAGE)
         assert PendingRevocation.objects.filter(last_error="spent").count() == 5
