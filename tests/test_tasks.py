@@ -1,15 +1,17 @@
 """The tasks, by each scheduler that knows them."""
 
+from datetime import timedelta
 from decimal import Decimal
 
 import django
 import pytest
 from celery import Celery
+from django.utils import timezone
 
 from everifin_django import tasks
 from everifin_django.bank.payments import SinglePayment
-from everifin_django.connections import everifin_for
-from everifin_django.models import Payment
+from everifin_django.connections import everifin_for, housekeeping
+from everifin_django.models import BankToken, Payment, SpentState
 from everifin_django.testing.sandbox.data import iban
 
 pytestmark = pytest.mark.django_db
@@ -58,3 +60,54 @@ def test_djangos_own(lost):
     result = tasks.resolve_payments_task.enqueue(limit=5)
     assert result.return_value == {"open": 1}
     assert is_found()
+
+
+class TestRefreshing:
+    @pytest.fixture(autouse=True)
+    def due(self, settings, everifin, django_user_model):
+        settings.EVERIFIN_SCOPES = "openid ais offline_access"
+        everifin.connect(django_user_model.objects.create_user("absent"))
+        now = timezone.now()
+        BankToken.objects.update(
+            issued_at=now - timedelta(days=30), refresh_expires_at=now + timedelta(hours=2)
+        )
+
+    def test_a_plain_call(self):
+        assert tasks.refresh_due(within_seconds=3600) == {}
+        assert tasks.refresh_due(not_refreshed_for_seconds=1200) == {"refreshed": 1}
+        assert tasks.refresh_due() == {}
+
+    def test_an_end_before_everything_is_done_is_logged(self, caplog):
+        assert tasks.refresh_due(max_seconds=0) == {}
+        assert "ended early: the time is over." in caplog.text
+
+    def test_celery(self):
+        app = Celery("site", set_as_current=False)
+        app.conf.task_always_eager = True
+        task = app.tasks["everifin_django.tasks.refresh_due"]
+        assert task.delay(within_seconds=10_800).get() == {"refreshed": 1}
+
+    @pytest.mark.skipif(django.VERSION < (6, 0), reason="Django has tasks from 6.0 on")
+    def test_djangos_own(self):
+        result = tasks.refresh_due_task.enqueue(within_seconds=10_800, concurrency=2)
+        assert result.return_value == {"refreshed": 1}
+
+
+class TestHousekeeping:
+    def test_a_plain_call(self):
+        SpentState.objects.create(digest="0" * 64, spent_at=timezone.now() - timedelta(days=1))
+        found = tasks.run_housekeeping()
+        assert sum(found.values()) == 1
+        assert not SpentState.objects.exists()
+
+    def test_a_part_that_fails_is_left_out_and_logged(self, monkeypatch, caplog):
+        def fail() -> int:
+            raise LookupError
+
+        monkeypatch.setitem(housekeeping.TASKS, "old things", fail)
+        assert "old things" not in tasks.run_housekeeping()
+        assert "old things failed: LookupError" in caplog.text
+
+    @pytest.mark.skipif(django.VERSION < (6, 0), reason="Django has tasks from 6.0 on")
+    def test_djangos_own(self):
+        assert sum(tasks.run_housekeeping_task.enqueue(max_seconds=5).return_value.values()) == 0
