@@ -19,6 +19,8 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 from uuid import UUID
 
+from django.utils.functional import Promise
+
 from everifin_django.bank import dates, errors
 from everifin_django.bank import payments as pay
 from everifin_django.bank.accounts import (
@@ -550,9 +552,12 @@ def _found(rows: Rows[D], external_id: Id, path: str) -> D | None:
 
 
 def _external_id(value: Any) -> str:
-    found = _id(value)
+    found = _id(str(value) if isinstance(value, Promise) else value)
     if not found.strip():
-        error = InvalidRequestError("A payment is found by its external id, and none was given.")
+        error = InvalidRequestError(
+            "A payment is found by its external id: a string that is not empty, a whole number or "
+            "a UUID."
+        )
         error.field, error.rule = "externalId", "required"
         raise error
     return found

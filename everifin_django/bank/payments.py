@@ -351,11 +351,13 @@ def _check_redirect_url(url: str | None) -> None:
         return
     try:
         parts = urlsplit(url)
-        host = parts.hostname or ""
+        is_whole = "." in (parts.hostname or "") and parts.scheme in {"http", "https"}
     except ValueError:
-        host = ""
-    if not url.isascii() or " " in url or "." not in host or parts.scheme not in {"http", "https"}:
-        raise _wrong("redirect_url", "url", "an http or https URL whose host has a dot")
+        is_whole = False
+    # Browsers take a backslash for a slash, and leave a fragment to the page after the bank's.
+    if not is_whole or not url.isascii() or "@" in parts.netloc or set(url) & {" ", "\\", "#"}:
+        needed = "an http or https URL whose host has a dot, without user name or fragment"
+        raise _wrong("redirect_url", "url", needed)
 
 
 def _set_iban(sent: Any, name: str) -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import lazystr
 from django.utils.translation import gettext_lazy
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,6 +145,10 @@ class TestWhatMayBeSent:
             ({"redirect_url": "ftp://a.example/"}, "redirectUrl", "url"),
             ({"redirect_url": "javascript:alert(1.0)"}, "redirectUrl", "url"),
             ({"redirect_url": "https://[::1/"}, "redirectUrl", "url"),
+            ({"redirect_url": "https://www.site.example@evil.example/"}, "redirectUrl", "url"),
+            ({"redirect_url": "https://evil.example\\@www.site.example/"}, "redirectUrl", "url"),
+            ({"redirect_url": "https://a.example\\b/"}, "redirectUrl", "url"),
+            ({"redirect_url": "https://a.example/#paid"}, "redirectUrl", "url"),
             ({"redirect_url": "https://a.example/a b"}, "redirectUrl", "url"),
             ({"redirect_url": "https://žena.example/"}, "redirectUrl", "url"),
             ({"redirect_url": f"https://a.example/{'x' * 5000}"}, "redirectUrl", "maxLength"),
@@ -601,8 +606,8 @@ class TestPaying:
         assert found is not None
         assert found.id == "1"
 
-    def test_a_payment_is_found_by_a_uuid(self, client):
-        order = uuid.uuid4()
+    @pytest.mark.parametrize("order", [uuid.UUID(int=7), 71, lazystr("order-71")], ids=str)
+    def test_a_payment_is_found_by_whatever_it_was_given(self, client, order):
         payment_id = client.create_payment(single(external_id=order))
         found = client.find_payment(order)
         assert found is not None
