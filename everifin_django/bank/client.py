@@ -40,6 +40,7 @@ from everifin_django.bank.end_user import is_public, parse_ip
 from everifin_django.bank.pages import Page, Row, Rows, not_understood, read_page
 from everifin_django.conf import conf
 from everifin_django.exceptions import (
+    AnswerError,
     AnswerLostError,
     EndUserMissingError,
     InvalidRequestError,
@@ -314,8 +315,9 @@ class Client(AsyncCalls):
         whole list. Of several with one external id it is the one that is paid.
 
         Errors: PaymentUncertainError, whose ``payment_ids`` are to be compared, where "none" cannot
-        be told, because the list is not complete or a row of it has no external id (that it has one
-        is inferred), and where several have this one and not just one of them is paid.
+        be told, because the list is not complete, cannot be read, or has a row without external id
+        (that it has one is inferred) or with this one in another case; and where several have this
+        one and not just one of them is paid.
         InvalidRequestError without an external id.
         """
         return _found(self.payments(), external_id, conf.api_paths["payments"])
@@ -338,7 +340,7 @@ class Client(AsyncCalls):
         Errors: PaymentUncertainError for what writes and got a 401 that is not Everifin's.
         """
         answer = self._answer(method, path, params, json)
-        if not _is_reading(method) and errors.leaves_doubt(answer):
+        if answer.status == 401 and not _is_reading(method) and errors.leaves_doubt(answer):
             raise answer.error(
                 PaymentUncertainError,
                 "in words that are not Everifin's: it is not known what became of this request",
@@ -534,25 +536,45 @@ def _uncertain(
     return error
 
 
-def _found(rows: Rows[D], external_id: Id, path: str) -> D | None:
+def _found(rows: Rows[D], external_id: Any, path: str) -> D | None:
     wanted = _external_id(external_id)
-    all_rows = list(rows)
-    same = [row for row in all_rows if row.external_id == wanted]
+    all_rows, why = _read_all(rows)
+    # One payment may come twice, when the list moves between two pages.
+    by_id = {row.id: row for row in all_rows}
+    same = [row for row in by_id.values() if row.external_id == wanted]
     paid = [row for row in same if row.status.is_paid]
-    unnamed = [row for row in all_rows if row.external_id is None]
-    if len(paid) == 1 or (len(same) == 1 and rows.is_complete):
+    if len(paid) == 1 or (len(same) == 1 and not why):
         return (paid or same)[0]
     if len(same) > 1:
         raise _not_identified(path, wanted, same, "several payments have this external id")
-    if not rows.is_complete:
-        raise _not_identified(path, wanted, all_rows, "the list of payments is not complete")
-    if unnamed:
-        raise _not_identified(path, wanted, unnamed, "the list does not tell each external id")
+    if why or len(by_id) < len(all_rows):
+        why = why or "the list of payments is not complete"
+        raise _not_identified(path, wanted, list(by_id.values()), why)
+    unsure = [row for row in all_rows if _may_be(row.external_id, wanted)]
+    if unsure:
+        raise _not_identified(path, wanted, unsure, "the list does not tell each external id")
     return None
 
 
+def _read_all(rows: Rows[D]) -> tuple[list[D], str]:
+    """The rows, and why they may not be all."""
+    found: list[D] = []
+    try:
+        found.extend(rows)
+    except AnswerError as error:
+        return found, f"the list of payments cannot be read ({error})"
+    return found, "" if rows.is_complete else "the list of payments is not complete"
+
+
+def _may_be(told: str | None, wanted: str) -> bool:
+    """Is it not told, or told in another case or with other spaces, as a UUID may be?"""
+    plain = (told or "").strip().casefold()
+    return not plain or plain == wanted.strip().casefold()
+
+
 def _external_id(value: Any) -> str:
-    found = _id(str(value) if isinstance(value, Promise) else value)
+    is_id = isinstance(value, str | int | UUID | Promise) and not isinstance(value, bool)
+    found = str(value) if is_id else ""
     if not found.strip():
         error = InvalidRequestError(
             "A payment is found by its external id: a string that is not empty, a whole number or "

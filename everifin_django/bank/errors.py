@@ -56,13 +56,15 @@ NAME = re.compile(r"[A-Za-z_][\w.\[\]-]{0,63}", re.ASCII)
 
 VALIDATION_MESSAGE = re.compile(r"\w{1,64} validation failed on [\w.]{1,64}", re.ASCII)
 UNSTORABLE = re.compile(rb"\\u(?:[dD][89a-fA-F]|0000)")
+QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 INVALID_TOKEN = re.compile(
-    r"""(?:^|,)\s*bearer\s+(?:[\w-]+\s*=\s*(?:"[^"]*"|[^\s,"]+)\s*,\s*)*"""
-    r"""error\s*=\s*(?:"invalid_token"|invalid_token)\s*(?:,|$)""",
+    r"(?:^|,)\s*bearer\s+(?:[\w-]+\s*=\s*[^\s,]+\s*,\s*)*"
+    r"error\s*=\s*invalid_token\s*(?:,|$)",
     re.ASCII | re.IGNORECASE,
 )
-"""Source: RFC 6750, section 3."""
+"""Source: RFC 6750, section 3. For a challenge without quotation marks."""
 
+ERROR_PARAMETER = re.compile(r"\berror\s*=", re.ASCII | re.IGNORECASE)
 MAX_HEADER_LENGTH = 1000
 
 
@@ -83,7 +85,7 @@ def envelope(answer: Answer) -> dict[str, Any]:
             raise answer.error(UnavailableError, "with something other than JSON")
         if isinstance(decoded, dict) and not _says_error(decoded):
             return decoded
-    raise _refusal(answer, _first_error(decoded))
+    raise _refusal(answer, decoded)
 
 
 @hides_frames
@@ -96,8 +98,7 @@ def refuses_token(answer: Answer) -> bool:
     """
     if answer.status not in TOKEN_STATUSES:
         return False
-    challenge = answer.headers.get("WWW-Authenticate", "")[:MAX_HEADER_LENGTH]
-    if answer.status == 401 and INVALID_TOKEN.search(challenge):
+    if answer.status == 401 and _is_invalid_token(answer.headers.get("WWW-Authenticate", "")):
         return True
     return _own_code(_decoded(answer)) in TOKEN_CODES
 
@@ -105,12 +106,29 @@ def refuses_token(answer: Answer) -> bool:
 @hides_frames
 def leaves_doubt(answer: Answer) -> bool:
     """
-    May the work of a request that writes be done in spite of this 401?
+    May the work of a request that writes be done, in spite of a status from 400 to 499?
 
-    Everifin's own NOT_AUTHORIZED is a refusal, and so is a refused token.
+    Only Everifin's own envelope of an error is a refusal: a gateway's list of errors may have codes
+    as well. Of a 401 it has to be a refused token, or NOT_AUTHORIZED. A 429 has an error of its
+    own, whose ``code`` tells.
     """
-    is_refusal = refuses_token(answer) or _own_code(_decoded(answer)) == "NOT_AUTHORIZED"
-    return answer.status == 401 and not is_refusal
+    if not 400 <= answer.status < 500 or answer.status == 429 or refuses_token(answer):
+        return False
+    code = _own_code(_decoded(answer))
+    return code != "NOT_AUTHORIZED" if answer.status == 401 else code is None
+
+
+def _is_invalid_token(challenge: str) -> bool:
+    """Does a Bearer challenge say invalid_token? What another one only quotes proves nothing."""
+    if len(challenge) > MAX_HEADER_LENGTH:
+        return False
+    plain = QUOTED.sub(_unquoted, challenge)
+    is_told = '"' not in plain and INVALID_TOKEN.search(plain) is not None
+    return is_told and len(ERROR_PARAMETER.findall(plain)) == 1
+
+
+def _unquoted(found: re.Match[str]) -> str:
+    return "invalid_token" if found[0] == '"invalid_token"' else "quoted"
 
 
 @hides_frames
@@ -120,10 +138,13 @@ def code_of(answer: Answer) -> str | None:
 
 
 def _own_code(decoded: Any) -> str | None:
-    """The error code, if *decoded* is Everifin's whole envelope of an error."""
-    meta = decoded.get("meta") if isinstance(decoded, dict) else None
+    """The error code, if *decoded* is Everifin's whole envelope of one error, without data."""
+    if not isinstance(decoded, dict) or decoded.get("data"):
+        return None
+    meta, listed = decoded.get("meta"), decoded.get("errors")
     is_own = isinstance(meta, dict) and meta.get("status") == "ERROR"
-    return _code(_first_error(decoded)) if is_own else None
+    is_one = isinstance(listed, list) and len(listed) == 1
+    return _code(_first_error(decoded)) if is_own and is_one else None
 
 
 def _code(first: Mapping[str, Any]) -> str | None:
@@ -164,10 +185,12 @@ def _is_json(body: bytes) -> bool:
     return True
 
 
-def _refusal(answer: Answer, first: Mapping[str, Any]) -> EverifinError:
-    code = _code(first)
+def _refusal(answer: Answer, decoded: Any) -> EverifinError:
     if answer.status == 429:
-        return answer.error(RateLimitedError, "for now", code=code)
+        # Anybody on the way may say this, after the work, too: a code is Everifin's word for it.
+        return answer.error(RateLimitedError, "for now", code=_own_code(decoded))
+    first = _first_error(decoded)
+    code = _code(first)
     is_running = code == "ACCOUNT_REFRESH_ALREADY_RUNNING"
     is_passing = answer.status >= 500 or (code is None and answer.status in PASSING_STATUSES)
     if code in PASSING_CODES or (is_passing and not is_running):

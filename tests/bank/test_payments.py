@@ -64,7 +64,10 @@ from tests.testing import Site
 IBAN = iban("SK", "9991", 7)
 BACK = "https://shop.example.org/back/?order=7"
 CANARY = "canary-7f21c9"
-OWN_401 = {"meta": {"status": "ERROR"}, "errors": [{"code": "INVALID_ACCESS_TOKEN"}]}
+OWN_401: dict[str, Any] = {
+    "meta": {"status": "ERROR"},
+    "errors": [{"code": "INVALID_ACCESS_TOKEN"}],
+}
 PAYER = EndUser(ip="192.0.2.7", user_agent="Browser/1.0 (Linux)")
 
 
@@ -584,8 +587,29 @@ class TestPaying:
             ([{"id": 1, "externalId": "x"}], {**LAST, "last": 2}, ("1",)),
             ([{"id": 1, "externalId": "mine"}, {"id": 2, "externalId": "mine"}], LAST, ("1", "2")),
             ([{"id": 1, "externalId": "mine"}], {**LAST, "countTotal": 2}, ("1",)),
+            ([{"id": 1, "externalId": "x"}, {"id": 2, "externalId": " "}], LAST, ("2",)),
+            ([{"id": 1, "externalId": ["mine"]}], LAST, ("1",)),
+            ([{"id": 1, "externalId": "MINE"}, {"id": 2, "externalId": "x"}], LAST, ("1",)),
+            ([{"id": 1, "externalId": " mine "}], LAST, ("1",)),
+            ([{"id": 1, "externalId": "x"}, {"id": 1, "externalId": "x"}], LAST, ("1",)),
+            ([{"externalId": "mine"}], LAST, ()),
+            ([{"id": 1, "externalId": "x"}, None], LAST, ()),
         ],
-        ids=["none told", "one not told", "rows missing", "a last page", "several", "found so far"],
+        ids=[
+            "none told",
+            "one not told",
+            "rows missing",
+            "a last page",
+            "several",
+            "found so far",
+            "a blank one",
+            "no string",
+            "in capital letters",
+            "with spaces",
+            "a row twice",
+            "without its id",
+            "no row",
+        ],
     )
     def test_unknown_is_not_none(self, client, everifin, rows, pagination, ids):
         """None would have the recipe for a lost answer pay again."""
@@ -594,6 +618,35 @@ class TestPaying:
         with pytest.raises(PaymentUncertainError, match="compare amount, recipient") as caught:
             client.find_payment("mine")
         assert (caught.value.external_id, caught.value.payment_ids) == ("mine", ids)
+
+    def test_rows_that_come_twice_hide_what_is_missing(self, client, everifin):
+        """The list moved between two pages: as many rows as there are, and not all of them."""
+        told = {"countTotal": 3, "last": 2}
+        for page, ids in ((1, (1, 2)), (2, (2,))):
+            rows = [{"id": number, "externalId": f"order-{number}"} for number in ids]
+            meta = {"status": "SUCCESS", "pagination": {**told, "page": page}}
+            everifin.faults.add("api.payments", body={"meta": meta, "data": rows}, times=1)
+        with pytest.raises(PaymentUncertainError, match="not complete") as caught:
+            client.find_payment("order-3")
+        assert caught.value.payment_ids == ("1", "2")
+
+    def test_one_payment_on_two_pages_is_found(self, client, everifin):
+        told = {"countTotal": 3, "last": 2}
+        for page, status in ((1, "CREATED"), (2, "PROCESSING")):
+            mine = {"id": 1, "externalId": "mine", "status": status}
+            rows = [{"id": 10 + page, "externalId": "x"}, mine]
+            meta = {"status": "SUCCESS", "pagination": {**told, "page": page}}
+            everifin.faults.add("api.payments", body={"meta": meta, "data": rows}, times=1)
+        found = client.find_payment("mine")
+        assert found is not None
+        assert (found.id, found.status) == ("1", PaymentStatus.PROCESSING)
+
+    @pytest.mark.parametrize("external_id", [10**20, gettext_lazy("Everifin"), "ž" * 255])
+    def test_whatever_may_be_sent_may_be_looked_for(self, client, external_id):
+        payment_id = client.create_payment(single(external_id=external_id))
+        found = client.find_payment(external_id)
+        assert found is not None
+        assert found.id == payment_id
 
     def test_of_several_the_paid_one_is_found(self, client, everifin):
         rows = [
@@ -772,6 +825,13 @@ class TestNothingIsPaidTwice:
             ({"body": {**OWN_401, "errors": [{"code": "BANK_401"}]}}, PaymentUncertainError),
             ({"body": {**OWN_401, "errors": [{"code": "INVALID_SCOPE"}]}}, PaymentUncertainError),
             ({"body": {**OWN_401, "errors": [{"code": "NOT_AUTHORIZED"}]}}, NotAuthorizedError),
+            ({"body": {**OWN_401, "data": {"id": "1"}}}, PaymentUncertainError),
+            ({"body": {**OWN_401, "errors": OWN_401["errors"] * 2}}, PaymentUncertainError),
+            ({"body": {**OWN_401, "errors": {"code": "NOT_AUTHORIZED"}}}, PaymentUncertainError),
+            ({"body": {**OWN_401, "meta": {"status": "error"}}}, PaymentUncertainError),
+            ({"body": {**OWN_401, "meta": {"status": "SUCCESS"}}}, PaymentUncertainError),
+            ({"body": [OWN_401]}, PaymentUncertainError),
+            ({"body": f"{json.dumps(OWN_401)}<!-- gateway -->"}, PaymentUncertainError),
         ],
         ids=str,
     )
@@ -787,6 +847,20 @@ class TestNothingIsPaidTwice:
         assert source.rejected == []
         assert len(list(client.payments())) == 1
 
+    @pytest.mark.parametrize("status", [400, 403, 404, 409, 422])
+    @pytest.mark.parametrize("code", ["PAYMENT_REJECTED", "INPUT_DATA_ERROR", "FORBIDDEN"])
+    def test_a_refusal_that_is_not_everifin_s_own_proves_nothing(
+        self, client, everifin, status, code
+    ):
+        """Many gateways have a list of errors with codes, too."""
+        fault = {"lost": "after", "status": status, "body": {"errors": [{"code": code}]}}
+        everifin.faults.add("api.payments", **fault, times=1)
+        everifin.faults.add("api.payment", **fault, times=1)
+        for call in (lambda: client.create_payment(single()), lambda: client.process_payment("1")):
+            with pytest.raises(PaymentUncertainError):
+                call()
+        assert (everifin.calls["api.payments"], everifin.calls["api.payment"]) == (1, 1)
+
     @pytest.mark.parametrize(
         ("challenge", "is_proof"),
         [
@@ -798,6 +872,14 @@ class TestNothingIsPaidTwice:
             ('Bearer error="insufficient_scope"', False),
             ('DPoP error="invalid_token"', False),
             ('Bearer realm="error=\\"invalid_token\\""', False),
+            ('BEARER scope="a, b" , ERROR = "invalid_token" ,realm=x', True),
+            ('Basic realm="x, Bearer error=invalid_token, y"', False),
+            ('Basic realm="\\", Bearer error=invalid_token, \\""', False),
+            ('Basic realm="x, Bearer error=invalid_token', False),
+            ('Bearer realm="x", DPoP error="invalid_token"', False),
+            ('Bearer error="invalid_token", error="insufficient_scope"', False),
+            ('Bearer error="invalid_token2"', False),
+            ("Bearer error=invalid_token" + "\t" * 980 + "x", False),
         ],
     )
     def test_the_challenge_of_rfc_6750_is_proof(self, settings, challenge, is_proof):

@@ -220,10 +220,13 @@ class TestPayOnce:
         assert (again.state, again.reason) == (State.UNCERTAIN, "process_ended")
         assert made(everifin) == 0
 
+    @pytest.mark.parametrize("said", [{"html": True}, {"body": {"errors": [{"code": "WAIT"}]}}])
     @pytest.mark.parametrize("lost", [None, "after"])
-    def test_too_many_calls_prove_nothing_unless_everifin_says_so(self, payer, everifin, lost):
+    def test_too_many_calls_prove_nothing_unless_everifin_says_so(
+        self, payer, everifin, lost, said
+    ):
         """A gateway may say so, and after the work."""
-        everifin.faults.add("api.payments", status=429, html=True, lost=lost, times=1)
+        everifin.faults.add("api.payments", status=429, **said, lost=lost, times=1)
         client = everifin_for(payer)
         for _ in range(2):
             row = client.pay_once("order-1", single())
