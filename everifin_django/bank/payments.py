@@ -580,16 +580,17 @@ def _guarded(url: Any) -> str:
 def _to_encrypt(raw: Raw, inputs: tuple[InputField, ...]) -> frozenset[str]:
     """
     What must not go out in clear. Where a key came without a list, what Everifin documents as
-    sensitive.
+    sensitive, and each password.
     """
     listed = raw.get("inputsToEncrypt")
     if isinstance(listed, str):
-        listed = [listed]
+        listed = listed.replace(",", " ").split()
     if listed:
         if not all(isinstance(name, str) for name in listed):
             raise TypeError("The names of inputs to encrypt are not strings.")
         return frozenset(listed)
-    return SENSITIVE if raw.get("inputEncryptionConfig") else frozenset()
+    passwords = {one.name for one in inputs if one.type is InputType.PASSWORD}
+    return SENSITIVE | passwords if raw.get("inputEncryptionConfig") else frozenset()
 
 
 def _plain_json(value: Any) -> Any:
@@ -639,7 +640,7 @@ def _input(raw: Raw) -> InputField:
     image = raw.get("image")
     return InputField(
         name=identifier(raw["name"], "name"),
-        type=InputType(str(raw.get("type"))),
+        type=InputType(str(raw.get("type")).upper()),
         label=text(raw.get("label"), "label"),
         options=tuple(_option(one) for one in raw.get("selectOptions") or ()),
         image=image if isinstance(image, str) and IMAGE.fullmatch(image) else None,
@@ -709,14 +710,16 @@ def _names_to_encrypt(step: PaymentStep | None, inputs: Inputs) -> frozenset[str
     if not inputs:
         return frozenset()
     match step:
+        case _ if not all(_is_text(value) for value in inputs.values()):
+            why = "one of them is no string"
         case InputStep():
             asked = {one.name for one in step.inputs} | step.inputs_to_encrypt
             if inputs.keys() <= asked:
-                return step.inputs_to_encrypt & inputs.keys()
+                return _named(inputs, step.inputs_to_encrypt)
             why = "the last step did not ask for one of them"
         case RedirectStep():
             # A link on a foreign page may bring anything along.
-            if SENSITIVE.isdisjoint(inputs):
+            if not _named(inputs, SENSITIVE):
                 return frozenset()
             why = "no return from the bank has a password in it"
         case None:
@@ -726,10 +729,20 @@ def _names_to_encrypt(step: PaymentStep | None, inputs: Inputs) -> frozenset[str
     raise InvalidRequestError(f"The inputs of a payment were not sent: {why}.")
 
 
+def _named(inputs: Inputs, names: frozenset[str]) -> frozenset[str]:
+    """The *inputs* that *names* have, in whichever case: what is secret errs on the safe side."""
+    plain = {name.strip().casefold() for name in names}
+    return frozenset(name for name in inputs if name.strip().casefold() in plain)
+
+
 def _strong(key: rsa.RSAPublicKey) -> rsa.RSAPublicKey:
     if key.key_size < MIN_KEY_BITS:
         raise ValueError("The key is too short.")
     return key
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | int | Secret) and not isinstance(value, bool)
 
 
 def _revealed(value: str | int | Secret) -> str:

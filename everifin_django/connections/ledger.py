@@ -233,9 +233,12 @@ def take_return(client: Client, row: Payment, parameters: Mapping[str, str | Sec
 
     Errors: as ``take_step``.
     """
-    if row.state != State.OPEN or row.awaits != Awaits.REDIRECT:
-        return row
-    return take_step(client, row, inputs=parameters)
+    return take_step(client, row, inputs=parameters) if awaits_return(row) else row
+
+
+def awaits_return(row: Payment) -> bool:
+    """Does the payment wait for the user to come back from the bank?"""
+    return row.state == State.OPEN and row.awaits == Awaits.REDIRECT
 
 
 def look(client: Client, row: Payment) -> Payment:

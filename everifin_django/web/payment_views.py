@@ -85,7 +85,7 @@ class PaymentView(View):
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         if not request.user.is_authenticated:
             return redirect_to_login(request.get_full_path())
-        row = _own_payment(request, kwargs["pk"])
+        row = ledger.expire_lease(_own_payment(request, kwargs["pk"]))
         if row.state not in CONNECTED_ONLY and request.method in ("GET", "HEAD"):
             access.require(request, "read")
             return super().dispatch(request, *args, **kwargs)
@@ -103,7 +103,8 @@ class PaymentView(View):
 
     def post(self, request: HttpRequest, pk: Any) -> HttpResponse:
         row = _own_payment(request, pk)
-        if request.POST.get("version") != str(row.version):
+        # The first one is the page's own: the bank may have an input of this name, too.
+        if request.POST.getlist("version")[:1] != [str(row.version)]:
             # A form of an earlier step: nothing is sent for it.
             return HttpResponseRedirect(row.get_absolute_url())
         try:
@@ -140,6 +141,8 @@ class PaymentReturnView(View):
         row = ledger.by_return_value(value)
         if row is None or not ledger.is_of(row, request.user):
             raise Http404
+        if not ledger.awaits_return(row):
+            return _to_page(row)
         return _take_return(request, row)
 
 
@@ -157,6 +160,10 @@ def _take_return(request: HttpRequest, row: Payment) -> HttpResponse:
         except InvalidRequestError:
             # The bank's parameters were refused: the page shows where the payment stands.
             pass
+    return _to_page(row)
+
+
+def _to_page(row: Payment) -> HttpResponse:
     response = HttpResponseRedirect(row.get_absolute_url())
     response["Referrer-Policy"] = "same-origin"
     return response
@@ -180,7 +187,6 @@ def _own_payment(request: HttpRequest, pk: Any) -> Payment:
 
 def _brought_up_to_date(request: Any, row: Payment) -> Payment:
     """The row, asked for at Everifin where the user is not the one who has to act."""
-    row = ledger.expire_lease(row)
     try:
         if row.state == State.OPEN and row.awaits in POLLED and _is_older(row, POLL_AGAIN_AFTER):
             return ledger.take_step(request.everifin, row)

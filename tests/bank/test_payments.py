@@ -15,7 +15,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.functional import lazystr
 from django.utils.translation import gettext_lazy
@@ -459,6 +464,60 @@ class TestEncryption:
         body, is_encrypted = payments.answer_step(step, {"otp": "1"}, payments.encryption_key)
         assert is_encrypted
         assert json.loads(body.reveal())["otp"] != "1"
+
+    @pytest.mark.parametrize("listed", [["OTP"], [" otp"], "Otp", "userId, otp", "userId otp"])
+    def test_a_list_is_read_on_the_safe_side(self, key, listed):
+        step = PaymentStep.from_raw({**self.asking(key).raw, "inputsToEncrypt": listed})
+        body, is_encrypted = payments.answer_step(step, {"otp": "1"}, payments.encryption_key)
+        assert is_encrypted
+        assert json.loads(body.reveal())["otp"] != "1"
+
+    @pytest.mark.parametrize("listed", [None, [], ""])
+    @pytest.mark.parametrize("kind", ["PASSWORD", "Password"])
+    def test_a_key_without_a_list_is_for_each_password(self, key, listed, kind):
+        inputs = [{"name": "pin", "type": kind}, {"name": "colour", "type": "TEXT"}]
+        changes = {"inputsToEncrypt": listed, "inputSet": inputs}
+        step = PaymentStep.from_raw({**self.asking(key).raw, **changes})
+        answer: payments.Inputs = {"pin": "1234", "colour": "blue"}
+        body, is_encrypted = payments.answer_step(step, answer, payments.encryption_key)
+        assert is_encrypted
+        sent = json.loads(body.reveal())
+        assert (sent["colour"], sent["pin"] == "1234") == ("blue", False)
+
+    @pytest.mark.parametrize("value", [None, True, 1.5, b"1", ["1"], Decimal(1)])
+    def test_what_is_no_string_is_not_sent(self, key, value):
+        self.refuses(self.asking(key), {"otp": value})
+        self.refuses(self.asking(key), {"colour": value})
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            None,
+            "key",
+            [],
+            {},
+            {"key": None},
+            {"key": ""},
+            {"key": "AAAA"},
+            {"key": "-----BEGIN PUBLIC KEY-----"},
+            {"key": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"},
+            {"key": ["AAAA"]},
+            {"publicKey": {"n": "1", "e": "AQAB"}},
+        ],
+        ids=str,
+    )
+    def test_a_malformed_key_sends_nothing(self, config):
+        self.refuses(asked(inputsToEncrypt=["otp"], inputEncryptionConfig=config))
+
+    def test_a_private_key_and_one_a_bit_too_short_are_refused(self, key):
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        self.refuses(asked(inputsToEncrypt=["otp"], inputEncryptionConfig={"key": private}))
+        short = rsa.RSAPublicNumbers(65537, 2**2046 + 1).public_key()
+        self.refuses(self.asking(key), key_of=lambda _: short)
+
+    @pytest.mark.parametrize("wrong", [None, b"key", ec.generate_private_key(ec.SECP256R1())])
+    def test_what_a_site_reads_must_be_a_key(self, key, wrong):
+        self.refuses(self.asking(key), key_of=lambda _: wrong)
 
     @pytest.mark.parametrize("listed", ["otp", ["otp"]])
     def test_one_name_is_a_list_too(self, listed):

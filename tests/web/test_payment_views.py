@@ -17,6 +17,7 @@ from django.shortcuts import redirect
 from django.test import Client
 from django.urls import include, path
 from django.utils import timezone
+from django.utils.html import escape
 from django.views.decorators.http import require_POST
 
 from everifin_django.bank.client import Client as BankClient
@@ -222,6 +223,43 @@ class TestRedirect:
         assert payer.get(row().get_absolute_url()).status_code in {302, 404}
         assert row().state == Payment.State.OPEN
 
+    @pytest.mark.parametrize("method", ["head", "post", "put"])
+    def test_only_a_get_comes_from_the_bank(self, payer, everifin, method):
+        back = at_the_bank(bank_url(pay(payer, everifin, "redirect")))
+        calls = everifin.calls["api.payment"]
+        assert getattr(payer, method)(back).status_code == 405
+        assert everifin.calls["api.payment"] == calls
+        assert row().state == Payment.State.OPEN
+
+    def test_a_value_that_served_needs_no_connection_and_asks_nobody(self, payer, everifin):
+        back = at_the_bank(bank_url(pay(payer, everifin, "redirect")))
+        payer.get(back)
+        payer.post("/everifin/disconnect/")
+        calls = everifin.calls["api"]
+        page = payer.get(f"{back}&userId=a&userPassword=b", follow=True)
+        assert ">Paid<" in text_of(page)
+        assert everifin.calls["api"] == calls
+
+    @pytest.mark.parametrize("name", ["userPassword", "USERPASSWORD", "otp ", "Userid"])
+    def test_a_return_with_a_password_is_not_handed_on(self, payer, everifin, name):
+        back = at_the_bank(bank_url(pay(payer, everifin, "redirect")))
+        calls = everifin.calls["api.payment"]
+        payer.get(back, {name: "x"})
+        payer.get(f"{back}&{name.replace(' ', '%20')}=x")
+        assert everifin.calls["api.payment"] == calls
+        assert row().state == Payment.State.OPEN
+
+    def test_the_value_of_somebody_else_is_not_found(self, payer, everifin):
+        first = at_the_bank(bank_url(pay(payer, everifin, "redirect")))
+        user = get_user_model().objects.create_user("other")
+        everifin.connect(user, "bob")
+        other = Client(**payer.defaults)
+        other.force_login(user)
+        calls = everifin.calls["api.payment"]
+        assert other.get(first).status_code == 404
+        assert everifin.calls["api.payment"] == calls
+        assert row().state == Payment.State.OPEN
+
     def test_a_visitor_who_returns_logged_out_logs_in_first(self, payer, everifin):
         back = at_the_bank(bank_url(pay(payer, everifin, "redirect")))
         payer.logout()
@@ -247,6 +285,19 @@ class TestRedirect:
 
 
 class TestInputs:
+    @pytest.fixture
+    def sent_inputs(self, monkeypatch):
+        """What the user typed, as it is given to the client, which encrypts it."""
+        sent: list[Any] = []
+        process = BankClient.process_payment
+
+        def record(client: Any, payment_id: str, **step: Any) -> Any:
+            sent.append({name: value.reveal() for name, value in step["inputs"].items()})
+            return process(client, payment_id, **step)
+
+        monkeypatch.setattr(BankClient, "process_payment", record)
+        return sent
+
     def test_they_are_encrypted_and_not_kept(self, payer, everifin, finished):
         page = text_of(pay(payer, everifin, "inputs"))
         assert "Your bank asks you something" in page
@@ -260,6 +311,21 @@ class TestInputs:
         assert "did not accept" in text_of(wrong)
         assert ">Paid<" in text_of(go_on(payer, otp="123456"))
         assert [one.state for one in finished] == ["paid"]
+
+    @pytest.mark.parametrize("name", ["version", "next", "pk", "a[b]", 'x" autofocus="', "čo?"])
+    def test_a_bank_may_name_its_inputs_as_it_likes(self, payer, everifin, sent_inputs, name):
+        pay(payer, everifin, "inputs")
+        step = {"id": row().everifin_id, "status": "CREATED", "type": "INPUT"}
+        answer = {"meta": {"status": "SUCCESS"}, "data": {**step, "input": {"name": name}}}
+        everifin.faults.add("api.payment", body=answer, times=1)
+        go_on(payer, userId="alice", userPassword=CANARY)
+        page = text_of(payer.get(row().get_absolute_url()))
+        assert f'name="{escape(name)}"' in page
+        # A browser sends both where the bank's name is one of the page's own.
+        sent = {"version": [str(row().version)]}
+        sent.setdefault(name, []).append(CANARY)
+        payer.post(row().get_absolute_url(), sent)
+        assert sent_inputs[-1] == {name: CANARY}
 
     def test_an_old_form_sends_nothing(self, payer, everifin):
         pay(payer, everifin, "inputs")
@@ -302,18 +368,10 @@ class TestInputs:
         assert everifin.last_request["api.payment"].method == "GET"
         assert everifin.calls["api.payment"] == calls + 1
 
-    def test_only_what_the_bank_asked_for_is_sent(self, payer, everifin, monkeypatch):
+    def test_only_what_the_bank_asked_for_is_sent(self, payer, everifin, sent_inputs):
         pay(payer, everifin, "inputs")
-        sent: list[Any] = []
-        process = BankClient.process_payment
-
-        def record(client: Any, payment_id: str, **step: Any) -> Any:
-            sent.append(sorted(step["inputs"]))
-            return process(client, payment_id, **step)
-
-        monkeypatch.setattr(BankClient, "process_payment", record)
         go_on(payer, userId="alice", userPassword=CANARY, amount="999")
-        assert sent == [["userId", "userPassword"]]
+        assert sent_inputs[-1] == {"userId": "alice", "userPassword": CANARY}
 
     def test_a_prefetch_and_a_head_ask_nobody(self, payer, everifin):
         pay(payer, everifin, "push")
@@ -357,6 +415,16 @@ class TestPush:
 
 
 class TestAfterwards:
+    def test_a_step_that_was_left_in_the_middle_is_shown_without_a_connection(
+        self, payer, everifin
+    ):
+        pay(payer, everifin, "redirect")
+        payer.post("/everifin/disconnect/")
+        Payment.objects.update(lease_until=timezone.now() - timedelta(minutes=1))
+        page = payer.get(row().get_absolute_url())
+        assert "whether this was paid" in text_of(page)
+        assert row().state == Payment.State.UNCERTAIN
+
     def test_a_receipt_needs_no_connection(self, payer, everifin):
         pay(payer, everifin, "push")
         assert ">Paid<" in text_of(later(payer))
