@@ -68,37 +68,27 @@ class AmountField(forms.DecimalField):
     widget = forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off"})
 
     def to_python(self, value: Any) -> Any:
-        return super().to_python(_with_point(value) if isinstance(value, str) else value)
+        is_written = isinstance(value, str) and value.strip()
+        return super().to_python(_with_point(value) if is_written else value)
+
+
+AMOUNT = re.compile(r"(\d+|\d{1,3}([ .,])\d{3}(?:\2\d{3})*)(?:(?!\2)([.,])(\d*))?")
+"""Thousands, all with the same sign between them, and decimals behind another one."""
 
 
 def _with_point(text: str) -> str:
     """*text* with a point before its decimals and nothing between its thousands."""
-    plain = re.sub(r"[\s\u00a0\u202f']", "", text)
-    separators = re.findall(r"[.,]", plain)
-    if not separators:
-        return plain
-    whole, last, decimals = plain.rpartition(separators[-1])
-    # Three digits behind one separator are thousands to some and decimals to others.
-    if len(separators) == 1 and len(decimals) == 3 and not whole.startswith("0"):
+    found = AMOUNT.fullmatch(re.sub(r"[\s'\u2019]", " ", text.strip()))
+    if found is None:
+        raise forms.ValidationError("Enter an amount, such as 12.30.")
+    whole, decimals = re.sub(r"\D", "", found[1]), found[4] or ""
+    # Three digits behind the only point or comma are thousands to some and decimals to others.
+    if len(decimals) == 3 and found[2] in {None, " "} and not whole.startswith("0"):
         raise forms.ValidationError(
             "Write this as %(whole)s or %(parts)s.",
             params={"whole": whole + decimals, "parts": f"{whole}.{decimals[:2]}"},
         )
-    if separators.count(last) > 1 or not _is_grouped(whole, set(separators) - {last}):
-        raise forms.ValidationError("Enter an amount, such as 12.30.")
-    return re.sub(r"[.,]", "", whole) + "." + decimals
-
-
-def _is_grouped(whole: str, separators: set[str]) -> bool:
-    """Do the separators of *whole* stand before three digits each?"""
-    if not separators:
-        return whole.isdecimal()
-    first, *groups = re.split(r"[.,]", whole)
-    return (
-        1 <= len(first) <= 3
-        and first.isdecimal()
-        and all(re.fullmatch(r"\d{3}", one) for one in groups)
-    )
+    return f"{whole}.{decimals}"
 
 
 class PaymentForm(forms.Form):

@@ -19,8 +19,6 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 from uuid import UUID
 
-from django.utils.functional import Promise
-
 from everifin_django.bank import dates, errors
 from everifin_django.bank import payments as pay
 from everifin_django.bank.accounts import (
@@ -573,13 +571,9 @@ def _may_be(told: str | None, wanted: str) -> bool:
 
 
 def _external_id(value: Any) -> str:
-    is_id = isinstance(value, str | int | UUID | Promise) and not isinstance(value, bool)
-    found = str(value) if is_id else ""
+    found = pay.to_string(value, "external_id") or ""
     if not found.strip():
-        error = InvalidRequestError(
-            "A payment is found by its external id: a string that is not empty, a whole number or "
-            "a UUID."
-        )
+        error = InvalidRequestError("A payment is found by its external id, and none was given.")
         error.field, error.rule = "externalId", "required"
         raise error
     return found

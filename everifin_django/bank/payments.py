@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from decimal import Decimal
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, Self, TypeAlias
 from urllib.parse import urlsplit
 
@@ -51,6 +51,7 @@ MOST_PLACES = 2
 CURRENCY = re.compile(r"[A-Z]{3}")
 DIGITS = re.compile(r"[0-9]+")
 SYMBOLS = ("variable_symbol", "constant_symbol", "specific_symbol")
+ADDRESSES = ("recipient_address", "recipient_bank_address")
 NUMBERS_TOO = frozenset({*SYMBOLS, "external_id"})
 NEEDED_STRINGS = frozenset({"currency", "recipient_iban", "name"})
 MAX_LENGTH = 255
@@ -177,6 +178,8 @@ class _PaymentBase:
         _set_iban(self, "recipient_iban")
         _check_bic(self.recipient_bank_bic)
         _check_symbols(self)
+        for name in ADDRESSES:
+            _set_address(self, name)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -194,7 +197,8 @@ class SinglePayment(_PaymentBase):
     *redirect_url* is your page that the bank sends the user back to; its host must have a dot.
     ``pay_once`` sets it, so leave it out there. *payment_date* defaults to today. Without
     *sender_iban* the user chooses the account at Everifin.
-    Errors: InvalidRequestError; ImproperlyConfigured without python-stdnum.
+    Errors: InvalidRequestError; ValueError for a datetime without a time zone;
+    ImproperlyConfigured without python-stdnum.
     Source: documented, but for *external_id*, the addresses and *priority*, which Everifin names
     for bulk items and in the detail only; set those to None if it should refuse one.
     """
@@ -208,6 +212,7 @@ class SinglePayment(_PaymentBase):
         _PaymentBase.__post_init__(self)
         _check_redirect_url(self.redirect_url)
         _set_iban(self, "sender_iban")
+        _check_date(self, "payment_date")
 
     def body(self) -> dict[str, Any]:
         """Return what Everifin is sent, as JSON's own types."""
@@ -247,6 +252,7 @@ class BulkPayment:
         _set_strings(self)
         _set_iban(self, "sender_iban")
         _check_redirect_url(self.redirect_url)
+        _check_date(self, "due_date")
         if len({one.currency for one in self.payments}) > 1:
             raise _wrong("payments", "currency", "in one currency")
 
@@ -310,18 +316,26 @@ def _set_strings(sent: Any) -> None:
     """Check what is sent as a string; numbers, UUIDs and lazy translations become strings."""
     names = {one.name for one in fields(sent)}
     for name in names & {*MAX_LENGTHS, "currency", "recipient_bank_bic", "priority"}:
-        found = _string(getattr(sent, name), name)
+        found = to_string(getattr(sent, name), name)
         object.__setattr__(sent, name, found)
         if found is None:
             continue
         if not found.isprintable():
             raise _wrong(name, "regex", "without line breaks and control characters")
+        if name == "external_id" and found.isspace():
+            raise _wrong(name, "regex", "more than spaces")
         most = MAX_LENGTHS.get(name, MAX_LENGTH)
         if len(found) > most:
             raise _wrong(name, "maxLength", f"of at most {most} characters")
 
 
-def _string(value: Any, name: str) -> str | None:
+def to_string(value: Any, name: str) -> str | None:
+    """
+    Return what a field of a payment is sent as. Errors: InvalidRequestError for another type than
+    the field's.
+    """
+    if isinstance(value, Enum):
+        value = value.value
     if value is None and name not in NEEDED_STRINGS:
         return None
     is_number = name in NUMBERS_TOO and isinstance(value, int) and not isinstance(value, bool)
@@ -329,6 +343,41 @@ def _string(value: Any, name: str) -> str | None:
     if is_number or is_uuid or isinstance(value, str | Promise):
         return str(value)
     raise _wrong(name, "string", "a string")
+
+
+def _check_date(sent: Any, name: str) -> None:
+    given = getattr(sent, name)
+    if given in (None, ""):
+        return
+    if not isinstance(given, date):
+        raise _wrong(name, "date", "a date")
+    try:
+        dates.in_utc(given)
+    except OverflowError as error:
+        raise _wrong(name, "date", "a date of the calendar") from error
+
+
+@hides_frames
+def _set_address(sent: Any, name: str) -> None:
+    """Keep the address as JSON's own types, in which it is sent and stored."""
+    given = getattr(sent, name)
+    if given is None:
+        return
+    try:
+        plain = json.loads(json.dumps(_json_object(given), allow_nan=False, default=_json_type))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _wrong(name, "object", "a mapping that JSON can hold") from error
+    object.__setattr__(sent, name, plain)
+
+
+def _json_object(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError("This is no mapping.")
+
+
+def _json_type(value: Any) -> Any:
+    return str(value) if isinstance(value, Promise) else _json_object(value)
 
 
 def _check_symbols(sent: _PaymentBase) -> None:

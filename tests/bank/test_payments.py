@@ -8,8 +8,11 @@ import threading
 import uuid
 from collections.abc import Coroutine
 from dataclasses import FrozenInstanceError, fields, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -73,6 +76,7 @@ OWN_401: dict[str, Any] = {
     "meta": {"status": "ERROR"},
     "errors": [{"code": "INVALID_ACCESS_TOKEN"}],
 }
+EARLY = timezone(timedelta(hours=14))
 PAYER = EndUser(ip="192.0.2.7", user_agent="Browser/1.0 (Linux)")
 
 
@@ -132,6 +136,27 @@ class TestWhatMayBeSent:
             ({"variable_symbol": -1}, "variableSymbol", "regex"),
             ({"external_id": b"x"}, "externalId", "string"),
             ({"external_id": 10**300}, "externalId", "maxLength"),
+            ({"external_id": Decimal(7)}, "externalId", "string"),
+            ({"external_id": 7.0}, "externalId", "string"),
+            ({"external_id": True}, "externalId", "string"),
+            ({"external_id": "a\nb"}, "externalId", "regex"),
+            ({"external_id": "a\ud800"}, "externalId", "regex"),
+            ({"external_id": "  "}, "externalId", "regex"),
+            ({"external_id": uuid.uuid4}, "externalId", "string"),
+            ({"amount": Decimal("-Infinity")}, "amount", "range"),
+            ({"amount": Decimal("-0")}, "amount", "range"),
+            ({"amount": Decimal("1E+10")}, "amount", "range"),
+            ({"amount": Decimal("1E-30")}, "amount", "range"),
+            ({"amount": Decimal("12.3" + "0" * 40 + "1")}, "amount", "decimal"),
+            ({"amount": None}, "amount", "number"),
+            ({"amount": Fraction(1, 2)}, "amount", "number"),
+            ({"payment_date": "2026-03-01"}, "paymentDate", "date"),
+            ({"payment_date": 20260301}, "paymentDate", "date"),
+            ({"payment_date": datetime.min.replace(tzinfo=EARLY)}, "paymentDate", "date"),
+            ({"recipient_address": "Nitra"}, "recipientAddress", "object"),
+            ({"recipient_address": {"city": object()}}, "recipientAddress", "object"),
+            ({"recipient_address": {"city": float("nan")}}, "recipientAddress", "object"),
+            ({"recipient_bank_address": {"city": b"Nitra"}}, "recipientBankAddress", "object"),
             ({"recipient_iban": ""}, "recipientIban", "iban"),
             ({"recipient_iban": "SK0012000000198742637541"}, "recipientIban", "iban"),
             ({"recipient_iban": f"{IBAN} {'0' * 40}"}, "recipientIban", "maxLength"),
@@ -172,6 +197,8 @@ class TestWhatMayBeSent:
             {"amount": Decimal(9_999_999_999)},
             {"amount": 3},
             {"amount": Decimal("1.500")},
+            {"amount": Decimal("1E+2")},
+            {"amount": Decimal("12.3" + "0" * 40)},
             {"recipient_iban": f"{IBAN[:4]} {IBAN[4:]}".lower()},
             {"recipient_bank_bic": "EFTDSKB1"},
             {"reference": "x" * 35},
@@ -209,6 +236,24 @@ class TestWhatMayBeSent:
             "recipientIban": IBAN,
             "redirectUrl": BACK,
         }
+
+    def test_an_address_is_whatever_json_can_say(self):
+        address = MappingProxyType({"city": gettext_lazy("Everifin"), 1: ("a", 2)})
+        sent = single(recipient_address=address).body()["recipientAddress"]
+        assert sent == {"city": "Everifin", "1": ["a", 2]}
+
+    def test_what_cannot_be_sent_cannot_be_made(self):
+        """Else it were found out in the middle of paying."""
+        with pytest.raises(ValueError, match="time zone"):
+            single(payment_date=datetime(2026, 3, 1))  # noqa: DTZ001
+        with pytest.raises(ValueError, match="time zone"):
+            bulk(due_date=datetime(2026, 3, 1))  # noqa: DTZ001
+
+    @pytest.mark.parametrize("kind", [str, int])
+    def test_members_of_an_enum_are_sent_as_their_values(self, kind):
+        number = Enum("number", {"ONE": "1234"}, type=kind)
+        sent = single(variable_symbol=number.ONE, external_id=number.ONE).body()
+        assert (sent["variableSymbol"], sent["externalId"]) == ("1234", "1234")
 
     def test_dates_are_sent_as_everifin_spells_them(self):
         assert single(payment_date=date(2026, 3, 1)).body()["paymentDate"].startswith("2026-03-01T")
@@ -305,6 +350,15 @@ class TestWhatComesBack:
             "https://user:password@bank.example/",
             "https://bank.example\\@evil.example/",
             "https://bank.example/\r\nSet-Cookie: a=b",
+            "https:bank.example/",
+            "https:///bank.example/",
+            "https://:443/",
+            "https://bank.example:port/",
+            "https://@bank.example/",
+            "https://[bank.example/",
+            "\thttps://bank.example/",
+            "data:text/html,https://bank.example/",
+            ["https://bank.example/"],
             "https://bank.example/ a",
             "https://bänk.example/",
             f"https://bank.example/{'x' * 5000}",
@@ -700,7 +754,7 @@ class TestPaying:
         assert found is not None
         assert (found.id, found.status) == ("1", PaymentStatus.PROCESSING)
 
-    @pytest.mark.parametrize("external_id", [10**20, gettext_lazy("Everifin"), "ž" * 255])
+    @pytest.mark.parametrize("external_id", [10**20, "ž" * 255, " order 7 "])
     def test_whatever_may_be_sent_may_be_looked_for(self, client, external_id):
         payment_id = client.create_payment(single(external_id=external_id))
         found = client.find_payment(external_id)

@@ -14,6 +14,7 @@ from django.core.management import call_command
 from django.db import connection, transaction
 from django.urls import reverse
 from django.utils import timezone
+from django.utils.functional import lazystr
 
 from everifin_django.bank.payments import BulkItem, BulkPayment, PaymentStep, SinglePayment
 from everifin_django.connections import everifin_for, ledger
@@ -109,6 +110,20 @@ class TestRecord:
         ledger.record(payer, "order-1", single())
         with pytest.raises(PaymentKeyTakenError):
             ledger.record(payer, "order-1", single(**changes))
+
+    def test_the_same_payment_may_be_given_in_other_types(self, payer):
+        address = {"lines": ("a", "b"), 1: "c"}
+        first = single(variable_symbol=7, recipient_address=address)
+        row = ledger.record(payer, "order-1", first)
+        again = single(variable_symbol="7", recipient_address=dict(address))
+        assert ledger.record(payer, "order-1", again) == row
+
+    @pytest.mark.parametrize("external_id", [uuid.UUID(int=7), 7, lazystr("order-7")])
+    def test_the_external_id_is_the_one_that_was_given(self, payer, everifin, external_id):
+        row = everifin_for(payer).pay_once("order-1", single(external_id=external_id))
+        assert row.external_id == str(external_id)
+        (sent,) = everifin.store.payments(everifin.user("alice").sub, "single")
+        assert sent.document["sent"]["externalId"] == str(external_id)
 
     def test_the_same_amount_may_be_written_in_another_way(self, payer):
         row = ledger.record(payer, "order-1", single(amount=Decimal("12.3")))

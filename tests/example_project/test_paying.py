@@ -137,6 +137,11 @@ def test_what_is_wrong_is_said_beside_the_field(payer, changes, words):
         ("1'230.50", "1230.50"),
         ("1,234,567.89", "1234567.89"),
         ("0,05", "0.05"),
+        ("1\N{RIGHT SINGLE QUOTATION MARK}230.50", "1230.50"),
+        ("1\N{THIN SPACE}230", "1230"),
+        (" 12,30 ", "12.30"),
+        ("1,234,567", "1234567"),
+        ("\u0661\u0662,\u0663\u0660", "12.30"),
     ],
 )
 def test_an_amount_is_read_as_it_is_meant(settings, language, written, meant):
@@ -157,6 +162,19 @@ def test_an_amount_is_read_as_it_is_meant(settings, language, written, meant):
         ",5,",
         "abc",
         "1e5,0",
+        "12 30",
+        "12'30",
+        "1\N{NO-BREAK SPACE}23",
+        "1 2 3,4",
+        "1.230 50",
+        "1e3",
+        "1_000",
+        "NaN",
+        "Infinity",
+        "-5",
+        "+5",
+        "12,30 EUR",
+        "1\u066b5",
     ],
 )
 def test_an_amount_that_can_mean_two_things_is_refused(written):
