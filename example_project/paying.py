@@ -49,11 +49,13 @@ def confirm(request: Any) -> HttpResponse:
     draft = request.session.get(DRAFT)
     if draft is None:
         return redirect("pay")
-    payment = _payment(draft)
-    if request.method == "POST":
-        key = draft["key"]
-        return redirect(request.everifin.pay_once(key, payment, next_url=reverse("payments")))
-    return render(request, "site/confirm.html", {"payment": payment})
+    payment, key = _payment(draft), draft["key"]
+    if request.method != "POST":
+        return render(request, "site/confirm.html", {"payment": payment, "key": key})
+    if request.POST.get("key", key) != key:
+        # Another tab has filled in another payment meanwhile: that one was not shown.
+        return redirect("confirm_payment")
+    return redirect(request.everifin.pay_once(key, payment, next_url=reverse("payments")))
 
 
 @never_cache

@@ -8,6 +8,7 @@ The tutorial is followed by ``test_tutorial``, and the site of the testing page 
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import sys
@@ -170,6 +171,14 @@ def test_every_block_of_the_page_works(page, client):
             everifin.connect(user, scope="openid ais pis")
             namespace = run(page, user)
             Played(everifin, user, client, urls.urlpatterns).play(namespace)
+
+
+def test_a_checkout_takes_ten_lines_or_fewer():
+    page = ROOT / "docs/howto/pay.md"
+    (block,) = [block for _, block in blocks(page) if "def checkout(" in block]
+    (view,) = [one for one in ast.parse(block).body if isinstance(one, ast.FunctionDef)]
+    assert view.end_lineno is not None
+    assert view.end_lineno - view.decorator_list[0].lineno + 1 <= 10
 
 
 def run(page: Path, user: Any) -> dict[str, Any]:

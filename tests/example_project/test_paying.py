@@ -86,6 +86,20 @@ def test_a_form_cannot_change_what_was_confirmed(payer, everifin):
     assert sent.document["sent"]["recipientIban"] == PAYEE
 
 
+def test_only_what_the_page_showed_is_paid(payer, everifin):
+    """A second tab filled in another payment meanwhile."""
+    sender = accounts_of(payer)["redirect"]
+    payer.post("/pay/", {**FILLED, "sender_iban": sender})
+    shown = re.findall(r'name="key" value="([^"]+)"', text_of(payer.get("/pay/confirm/")))
+    payer.post("/pay/", {**FILLED, "sender_iban": sender, "amount": "99"})
+    answer = payer.post("/pay/confirm/", {"key": shown})
+    assert answer.headers["Location"] == "/pay/confirm/"
+    assert everifin.calls["api.payments"] == 0
+    now = re.findall(r'name="key" value="([^"]+)"', text_of(payer.get("/pay/confirm/")))
+    payer.post("/pay/confirm/", {"key": now})
+    assert Payment.objects.get().amount == 99
+
+
 def test_what_is_confirmed_twice_is_paid_once(payer, everifin):
     confirmed(payer, "redirect")
     again = payer.post("/pay/confirm/")
