@@ -177,6 +177,16 @@ class IndexIn(models.Func):
     as_mysql = as_sqlite
 
 
+def _has_ended() -> models.Q:
+    """
+    Is the status neither ``active`` nor ``disconnected``? In three ranges, because no index serves
+    "not equal".
+    """
+    active, disconnected = BankToken.Status.ACTIVE, BankToken.Status.DISCONNECTED
+    between = models.Q(status__gt=active, status__lt=disconnected)
+    return models.Q(status__gt=disconnected) | models.Q(status__lt=active) | between
+
+
 def _is_moved() -> models.Q:
     """``BankToken.is_moved`` as a condition."""
     tokens_of, user = (ByBytes(_without_dashes(name)) for name in ("encrypted_for", "user"))
@@ -240,11 +250,11 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
 
     def to_reconnect(self, since: datetime | None = None) -> BankTokenQuerySet:
         """
-        Return the connections that their users have to make again, because Everifin ended them or
-        the row was given to another user; with *since*, those that changed then or later.
+        Return the connections that their users have to make again, because Everifin ended them, the
+        row was given to another user or has an unknown status; with *since*, those that changed
+        then or later.
         """
-        ended = models.Q(status=BankToken.Status.NEEDS_RECONNECT)
-        rows = self.filter(ended | models.Q(_is_moved(), status=BankToken.Status.ACTIVE))
+        rows = self.filter(_has_ended() | models.Q(_is_moved(), status=BankToken.Status.ACTIVE))
         return rows if since is None else rows.filter(updated_at__gte=since)
 
     def disconnected(self) -> BankTokenQuerySet:
@@ -325,7 +335,7 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
 
     def ended_before(self, when: datetime) -> BankTokenQuerySet:
         """Return the connections that ended before *when*, and still hold tokens."""
-        return self.filter(status=BankToken.Status.NEEDS_RECONNECT, updated_at__lt=when).exclude(
+        return self.filter(_has_ended(), updated_at__lt=when).exclude(
             access_ciphertext="", refresh_ciphertext="", id_ciphertext=""
         )
 
@@ -362,7 +372,7 @@ def due_criteria(
 def health_at(now: datetime) -> models.Case:
     """Return ``BankToken.health`` as an expression."""
     health, status = BankToken.Health, BankToken.Status
-    to_reconnect = models.Q(status=status.NEEDS_RECONNECT) | _is_moved()
+    to_reconnect = ~models.Q(status=status.ACTIVE) | _is_moved()
     return models.Case(
         models.When(status=status.DISCONNECTED, then=models.Value(health.DISCONNECTED)),
         models.When(to_reconnect, then=models.Value(health.NEEDS_RECONNECT)),
@@ -663,7 +673,7 @@ class Incident(models.Model):
         rows: BankTokenQuerySet = BankToken.objects.using(database_of(self)).filter(
             models.Q(connected_at=None) | models.Q(connected_at__lte=self.started_at)
         )
-        rows = rows.filter(status__in=[BankToken.Status.ACTIVE, BankToken.Status.NEEDS_RECONNECT])
+        rows = rows.exclude(status=BankToken.Status.DISCONNECTED)
         if self.encrypted_by:
             rows = rows.filter(encrypted_by(self.encrypted_by, "access", "refresh", "id"))
         if self.issued_since is not None:

@@ -32,7 +32,7 @@ TIMES = st.none() | KNOWN_TIMES
 SCOPES = ["openid", "ais", "pis", "AIS", "offline_access", "a%s", "o_en_d", "a.s"]
 ROWS = st.fixed_dictionaries(
     {
-        "status": st.sampled_from(BankToken.Status.values),
+        "status": st.sampled_from([*BankToken.Status.values, "", "a", "banned", "expired", "zz"]),
         "encrypted_for": st.sampled_from(["", "own", "other"]),
         "issued_at": TIMES,
         "access_expires_at": TIMES,

@@ -228,6 +228,12 @@ def test_other_connections_are_not_emptied(ended, change):
     assert not PendingRevocation.objects.exists()
 
 
+def test_a_connection_with_an_unknown_status_is_emptied_as_well(ended):
+    BankToken.objects.update(status="banned")
+    assert revocation.purge_ended() == 1
+    assert BankToken.objects.get().refresh_ciphertext == ""
+
+
 def test_a_connection_made_again_meanwhile_is_not_emptied(ended, monkeypatch):
     monkeypatch.setattr(revocation, "pages", lambda _: [[ended]])
     BankToken.objects.update(status="active", token_version=ended.token_version + 1)
