@@ -420,15 +420,12 @@ class Client(AsyncCalls):
             answer = self._pay_once(token, method, path, body, doubt, headers)
             if errors.refuses_token(answer):
                 self._source.reject(token)
-        if errors.leaves_doubt(answer):
-            raise _uncertain(method, path, doubt, answer)
         try:
             return decode(errors.envelope(answer).get("data"))
-        except (RefusedError, ScopeMissingError):
-            raise
         except Exception as error:
-            if answer.status == 429:
-                # A refusal, whatever its shape.
+            # The error of a 429 tells by its code whether it is in Everifin's own words.
+            is_refused = isinstance(error, RefusedError | ScopeMissingError)
+            if answer.status == 429 or (is_refused and not errors.leaves_doubt(answer)):
                 raise
             raise _uncertain(method, path, doubt, answer) from error
 

@@ -106,13 +106,12 @@ def refuses_token(answer: Answer) -> bool:
 @hides_frames
 def leaves_doubt(answer: Answer) -> bool:
     """
-    May the work of a request that writes be done, in spite of a status from 400 to 499?
+    May the work of a request that writes be done, in spite of an answer that refuses it?
 
-    Only Everifin's own envelope of an error is a refusal: a gateway's list of errors may have codes
-    as well. Of a 401 it has to be a refused token, or NOT_AUTHORIZED. A 429 has an error of its
-    own, whose ``code`` tells.
+    Only Everifin's own envelope of an error proves that it is not: a gateway's list of errors may
+    have codes as well. Of a 401 it has to be a refused token, or NOT_AUTHORIZED.
     """
-    if not 400 <= answer.status < 500 or answer.status == 429 or refuses_token(answer):
+    if refuses_token(answer):
         return False
     code = _own_code(_decoded(answer))
     return code != "NOT_AUTHORIZED" if answer.status == 401 else code is None

@@ -673,6 +673,8 @@ def _is_another(row: Payment, found: Any) -> bool:
 
     A site may have used one external id for several payments, of which another row has this one.
     """
+    if row.everifin_id not in ("", found.id):
+        return True
     amount = found.total_amount if row.kind == Payment.Kind.BULK else found.amount
     told = ((amount, row.amount), (found.currency, row.currency))
     if any(there is not None and there != here for there, here in told):

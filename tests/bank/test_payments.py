@@ -974,6 +974,17 @@ class TestNothingIsPaidTwice:
                 call()
         assert (everifin.calls["api.payments"], everifin.calls["api.payment"]) == (1, 1)
 
+    @pytest.mark.parametrize("status", [200, 201, 202])
+    @pytest.mark.parametrize("meta", [{}, {"meta": {"status": "SUCCESS"}}])
+    def test_an_error_beside_a_success_proves_nothing(self, client, everifin, status, meta):
+        """A warning, or what a gateway adds."""
+        body = {**meta, "data": {"id": "1"}, "errors": [{"code": "NOTE_SOMETHING"}]}
+        fault: dict[str, Any] = {"lost": "after", "status": status, "body": body}
+        everifin.faults.add("api.payments", **fault, times=1)
+        with pytest.raises(PaymentUncertainError):
+            client.create_payment(single())
+        assert everifin.calls["api.payments"] == 1
+
     @pytest.mark.parametrize(
         ("challenge", "is_proof"),
         [

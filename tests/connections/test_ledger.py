@@ -305,6 +305,17 @@ class TestLook:
         assert ledger.look(everifin_for(payer), ledger.reread(row)).state == State.UNCERTAIN
         assert "another one at Everifin" in caplog.text
 
+    @pytest.mark.parametrize("wrong", [{"id": "999"}, {"amount": 12.31}, {"currency": "CZK"}])
+    def test_what_another_payment_became_is_not_believed(self, payer, everifin, wrong, caplog):
+        """A cache on the way gave the answer of another one."""
+        client = everifin_for(payer)
+        row = client.pay_once("order-1", single())
+        told = {"id": row.everifin_id, "status": "FINISHED", "amount": 12.3, "currency": "EUR"}
+        body = {"meta": {"status": "SUCCESS"}, "data": {**told, **wrong}}
+        everifin.faults.add("api.payment", body=body, times=1)
+        assert ledger.look(client, row).state == State.OPEN
+        assert "another one at Everifin" in caplog.text
+
     def test_the_command_looks_for_all_and_says_what_is_left(self, payer, everifin):
         everifin.faults.add("api.payments", lost="after", times=1)
         everifin_for(payer).pay_once("order-1", single())
