@@ -140,9 +140,8 @@ def run(
         time.sleep(1)
         outputs.append(host(concurrency, settings).communicate()[0])
     told = "\n".join(outputs)
-    seconds, growth = (
-        re.findall(rf"^{name} (\S+)$", told, re.MULTILINE) for name in ("seconds", "growth")
-    )
+    seconds = re.findall(r"^seconds (\S+)$", told, re.MULTILINE)
+    growth = re.findall(r"^growth (\S+)$", told, re.MULTILINE)
     return max(map(float, seconds)), max(growth, key=float)
 
 

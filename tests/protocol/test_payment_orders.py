@@ -38,6 +38,7 @@ FAULTS: dict[str, dict[str, Any]] = {
         "body": {"meta": {"status": "ERROR"}, "errors": [{"code": "INPUT_DATA_ERROR"}]},
     },
 }
+QUICK = {"none", "lost after the work"}
 CRASHES = [
     None,
     *(
@@ -124,7 +125,13 @@ def let_time_pass(row: Payment) -> Payment:
     return ledger.look(everifin_for(row.user), ledger.reread(row))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, marks=[] if fault in QUICK else pytest.mark.exhaustive)
+        for fault in FAULTS
+    ],
+)
 @pytest.mark.parametrize("crash", CRASHES, ids=str)
 def test_no_order_of_two_processes_pays_twice(everifin, payer, fault, crash):
     for number, order in enumerate(ORDERS):

@@ -35,6 +35,11 @@ from tests.support.grants import refresh_again
 pytestmark = pytest.mark.django_db(transaction=True)
 
 PAGES = ["/accounts/", "/unmarked/", "/aaccounts/", "/aunmarked/"]
+QUICK = {"/accounts/", "/aunmarked/"}
+each_page = pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[] if path in QUICK else pytest.mark.exhaustive) for path in PAGES],
+)
 
 
 @dataclass
@@ -159,7 +164,7 @@ def test_f1_requests_that_need_a_new_token_at_once(site, everifin):
     everifin.assert_kept()
 
 
-@pytest.mark.parametrize("path", PAGES)
+@each_page
 def test_f25_a_visitor_who_hangs_up_in_the_middle_of_a_refresh(site, everifin, path):
     visitor = site.open(path)
     assert everifin.begun.wait(LONGEST_SECONDS)
@@ -170,7 +175,7 @@ def test_f25_a_visitor_who_hangs_up_in_the_middle_of_a_refresh(site, everifin, p
     everifin.assert_kept()
 
 
-@pytest.mark.parametrize("path", PAGES)
+@each_page
 def test_f25_a_server_that_is_told_to_end_in_the_middle_of_a_refresh(site, everifin, path):
     visitor = site.open(path)
     assert everifin.begun.wait(LONGEST_SECONDS)
@@ -183,7 +188,7 @@ def test_f25_a_server_that_is_told_to_end_in_the_middle_of_a_refresh(site, everi
     everifin.assert_kept()
 
 
-@pytest.mark.parametrize("path", PAGES)
+@each_page
 def test_f25_a_server_that_is_told_to_end_when_nobody_waits_for_the_refresh(site, everifin, path):
     visitor = site.open(path)
     assert everifin.begun.wait(LONGEST_SECONDS)
