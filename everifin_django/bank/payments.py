@@ -365,7 +365,7 @@ def _set_address(sent: Any, name: str) -> None:
         return
     try:
         plain = json.loads(json.dumps(_json_object(given), allow_nan=False, default=_json_type))
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:
         raise _wrong(name, "object", "a mapping that JSON can hold") from error
     object.__setattr__(sent, name, plain)
 
