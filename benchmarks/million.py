@@ -1,6 +1,8 @@
 """
-A database of 1,000,000 connections, and what finding the next 1,000 due ones costs in it:
-``python -m benchmarks.million``.
+A database of 1,000,000 connections, and what running the site costs in it:
+``python -m benchmarks.million``. How long it takes to find the next 1,000 due ones, the first page
+of ``everifin_refresh``, ``everifin_status``, and ``everifin_disconnect --all``: until no connection
+can be used, and until all tokens are in the outbox.
 
 PostgreSQL makes the rows itself, with everything but tokens that open: each ciphertext has the
 length and the form of one. Nine in ten are active, seven in ten have ``offline_access``, and for
@@ -14,8 +16,9 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from io import StringIO
 from typing import Any
 
 from benchmarks.database import empty_database
@@ -76,9 +79,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--connections", type=int, default=CONNECTIONS)
     parser.add_argument("--token-characters", type=int, default=TOKEN_CHARACTERS)
+    parser.add_argument("--workers", type=int, default=2, help="of everifin_disconnect")
     options = parser.parse_args()
     with million(options.connections, token_characters=options.token_characters):
         measure_due()
+        measure_status()
+        measure_kill_switch(options.workers)
 
 
 @contextmanager
@@ -146,6 +152,51 @@ def measure_due() -> None:
             seconds.append(time.perf_counter() - start)
         middle, worst = statistics.median(seconds) * 1000, max(seconds) * 1000
         print(f"next {len(found)}, {name}: median {middle:.1f} ms, slowest {worst:.1f} ms")
+    measure_page()
+
+
+def measure_page() -> None:
+    from everifin_django.connections.keep_alive import Due
+
+    seconds, count = [], 0
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        count = len(next(Due(not_refreshed_for=timedelta(days=7)).pages()))
+        seconds.append(time.perf_counter() - start)
+    middle = statistics.median(seconds) * 1000
+    print(f"everifin_refresh, its first {count} rows, users and tokens: median {middle:.1f} ms")
+
+
+def measure_status() -> None:
+    from django.core.management import call_command
+
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        with suppress(SystemExit):  # its exit code says that nobody refreshes here
+            call_command("everifin_status", stdout=StringIO())
+        seconds.append(time.perf_counter() - start)
+    middle, worst = statistics.median(seconds), max(seconds)
+    print(f"everifin_status: median {middle:.2f} s, slowest {worst:.2f} s", flush=True)
+
+
+def measure_kill_switch(workers: int) -> None:
+    """No connection can be used once the incident is written down."""
+    from everifin_django.connections import bulk_disconnect
+    from everifin_django.models import BankToken, Incident, PendingRevocation
+
+    held = BankToken.objects.exclude(refresh_ciphertext="").count()
+    start = time.perf_counter()
+    bulk_disconnect.begin()
+    print(f"all unusable after {time.perf_counter() - start:.3f} s")
+    moving = bulk_disconnect.move_all(workers=workers)
+    while Incident.objects.filter(is_moved=False).exists():
+        next(moving)
+    seconds, moved = time.perf_counter() - start, PendingRevocation.objects.count()
+    print(f"{moved:,} of {held:,} tokens in the outbox after {seconds:.1f} s", flush=True)
+    for _size in moving:
+        pass
+    print(f"all rows emptied after {time.perf_counter() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
