@@ -40,11 +40,12 @@ for name, value in json.loads(os.environ["HOST_SETTINGS"]).items():
 from everifin_django.connections import keep_alive
 kilobytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 call_command("everifin_refresh", "--limit", "50", "--concurrency", sys.argv[1])
-before, start = kilobytes(), time.monotonic()
+before, start, used = kilobytes(), time.monotonic(), time.process_time()
 try:
     call_command("everifin_refresh", "--concurrency", sys.argv[1], "--max-seconds", "600")
 finally:
     print("seconds", time.monotonic() - start)
+    print("cpu", time.process_time() - used)
     print("growth", round((kilobytes() - before) / 1024, 1), flush=True)
 """
 
@@ -83,13 +84,13 @@ def measure(connections: int, concurrency: int, latency_ms: float) -> None:
             let_time_pass()
             sandbox.double_spends = 0
             before = sandbox.calls["token"]
-            seconds, growth = run(hosts, concurrency, settings, is_one_killed=is_one_killed)
+            seconds, used, growth = run(hosts, concurrency, settings, is_one_killed=is_one_killed)
             calls = sandbox.calls["token"] - before
             print(
                 f"{title:34} {seconds:6.1f} s, {calls / seconds:5.0f} a second "
                 f"({calls / seconds / limit / hosts:.0%} of the limit), {calls} requests, "
                 f"{sandbox.double_spends} spent twice, left due: {left()}, "
-                f"memory grew by {growth} MB",
+                f"{used / calls * 1000:.1f} ms of CPU each, memory grew by {growth} MB",
                 flush=True,
             )
 
@@ -127,9 +128,10 @@ def left() -> int:
 
 def run(
     hosts: int, concurrency: int, settings: dict[str, Any], *, is_one_killed: bool
-) -> tuple[float, str]:
+) -> tuple[float, float, str]:
     """
-    Return how long the hosts took, their start left out, and by how many MB the memory of one grew.
+    Return how many seconds the hosts took and how many of CPU, their start left out, and by how
+    many MB the memory of one grew.
     """
     half = left() / 2
     processes = [host(concurrency, settings) for _number in range(hosts)]
@@ -144,7 +146,8 @@ def run(
     told = "\n".join(outputs)
     seconds = re.findall(r"^seconds (\S+)$", told, re.MULTILINE)
     growth = re.findall(r"^growth (\S+)$", told, re.MULTILINE)
-    return max(map(float, seconds)), max(growth, key=float)
+    used = re.findall(r"^cpu (\S+)$", told, re.MULTILINE)
+    return max(map(float, seconds)), sum(map(float, used)), max(growth, key=float)
 
 
 def host(concurrency: int, settings: dict[str, Any]) -> subprocess.Popen[str]:
