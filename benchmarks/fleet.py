@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from argparse import ArgumentParser, Namespace
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 CONCURRENCY = 16
@@ -40,7 +41,7 @@ class Fleet:
         Return how many connections pass the idle limit on a day with one outage, and how many
         seconds after its end the work is caught up with.
         """
-        refreshed = deque((-age, self.connections / self.every_seconds) for age in self._ages())
+        refreshed = deque(self._begin())
         start, lost, caught_up = DAY_SECONDS // 4, 0.0, 0
         for now in range(DAY_SECONDS // 2):
             while refreshed and now - refreshed[0][0] > self.idle_seconds:
@@ -54,8 +55,10 @@ class Fleet:
                 caught_up = now - start - outage_seconds
         return round(lost), caught_up
 
-    def _ages(self) -> range:
-        return range(round(self.every_seconds), 0, -1)
+    def _begin(self) -> Iterator[tuple[float, float]]:
+        """When how many were refreshed, evenly spread."""
+        for age in range(round(self.every_seconds), 0, -1):
+            yield -age, self.connections / self.every_seconds
 
     def _refresh(self, refreshed: deque[tuple[float, float]], now: int) -> float:
         """Take off the queue what is refreshed in this second; return how many that are."""
