@@ -153,8 +153,7 @@ class KeepAlive:
                     yield from self._finished(running)
             finally:
                 # Whatever ends this early: a refresh token that was spent has its answer stored.
-                while running:
-                    list(self._finished(running))
+                _store_all(running)
 
     def _rows(self) -> Iterator[BankToken]:
         """Each row once, those of a page in random order: several hosts take different ones."""
@@ -188,12 +187,12 @@ class KeepAlive:
     def _finished(self, running: dict[Future[TokenSet | APIError], Attempt]) -> Iterator[Outcome]:
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
-            answer = future.result()
+            attempt, answer = running.pop(future), future.result()
             is_about_all = isinstance(answer, UnavailableError) or (
                 isinstance(answer, APIError) and pauses.is_about_client(answer)
             )
             self._outage.note(answer if isinstance(answer, APIError) and is_about_all else None)
-            yield _settled(running.pop(future), answer)
+            yield _settled(attempt, answer)
 
 
 def _claimed(row: BankToken) -> Attempt | Outcome:
@@ -215,6 +214,19 @@ def _send(attempt: Attempt) -> TokenSet | APIError:
         return attempt.send()
     except APIError as error:
         return error
+
+
+def _store_all(running: dict[Future[TokenSet | APIError], Attempt]) -> None:
+    """Wait for what is under way. One that fails does not keep the others from being stored."""
+    for future, attempt in running.items():
+        try:
+            _settled(attempt, future.result())
+        except Exception as error:  # noqa: BLE001 - the others have to be stored
+            logger.critical(
+                "The refresh of connection %s was not finished: %s.",
+                attempt.row.pk,
+                type(error).__name__,
+            )
 
 
 def _settled(attempt: Attempt, answer: TokenSet | APIError) -> Outcome:

@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 from io import StringIO
 
@@ -249,6 +250,26 @@ class TestEndedEarly:
         spent = everifin.calls["token"]
         assert BankToken.objects.exclude(refreshed_at=None).count() == spent == 3
         assert not BankToken.objects.exclude(lease_id=None).exists()
+
+    @pytest.mark.django_db(transaction=True)
+    def test_one_that_cannot_be_written_down_does_not_keep_the_others_from_it(
+        self, connect, everifin
+    ):
+        rows = connect(3)
+        outcomes = iter(KeepAlive(Due(), concurrency=3))
+        everifin.faults.add("token.refresh_token", status=503, times=1)
+
+        def fail(execute, sql, *args):
+            if "failures" in sql and "refreshed_at" not in sql:
+                raise LookupError
+            return execute(sql, *args)
+
+        with connection.execute_wrapper(fail):
+            # In whichever order the answers come, one cannot be written down.
+            with suppress(LookupError):
+                next(outcomes)
+            outcomes.close()
+        assert BankToken.objects.exclude(refreshed_at=None).count() == len(rows) - 1
 
 
 def command(*options: str) -> tuple[str, str, int]:
