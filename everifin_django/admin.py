@@ -18,7 +18,14 @@ from django.urls import path, reverse
 from django.utils.translation import gettext, ngettext, pgettext_lazy
 from django.utils.translation import gettext_lazy as _
 
-from everifin_django.models import BankToken, LoginLink, Payment, PendingRevocation, primary
+from everifin_django.models import (
+    BankToken,
+    LoginLink,
+    Payment,
+    PendingRevocation,
+    has_status,
+    primary,
+)
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # Django's own class takes no parameter at run time
@@ -77,7 +84,7 @@ class BankTokenAdmin(ReadOnlyAdmin):
         )
 
         user: Any = request.user
-        live = queryset.order_by().exclude(status=BankToken.Status.DISCONNECTED)
+        live = queryset.order_by().exclude(has_status(BankToken.Status.DISCONNECTED))
         waiting = live.exclude(refresh_ciphertext="").count()
         chosen = list(live.values_list("pk", flat=True))
         count = bulk_disconnect.disconnect_all(chosen, "admin")

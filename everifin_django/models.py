@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from django.conf import settings
@@ -162,6 +164,24 @@ class ByBytes(models.Func):
         return self.as_sql(compiler, connection, template=template, **context)
 
 
+class Holds(Exact):
+    """
+    Is the string in a column exactly this one? As Python says it, on every database.
+
+    MySQL's own comparison ignores case, accents and trailing spaces; it is made, too, because the
+    indexes serve it.
+    """
+
+    def __init__(self, column: str, value: str) -> None:
+        super().__init__(models.F(column), models.Value(value))
+
+    def as_mysql(self, compiler: Any, connection: Any) -> Any:
+        plain, params = self.as_sql(compiler, connection)
+        by_bytes = Exact(ByBytes(self.lhs), ByBytes(self.rhs))
+        exact, more = compiler.compile(by_bytes)
+        return f"({plain} AND {exact})", (*params, *more)
+
+
 class IndexIn(models.Func):
     """
     Where a string, byte by byte, is in another; 0 if it is not. LIKE ignores case on SQLite, and
@@ -177,14 +197,21 @@ class IndexIn(models.Func):
     as_mysql = as_sqlite
 
 
+def has_status(status: str) -> Holds:
+    """Return the condition that a connection has exactly this status."""
+    return Holds("status", status)
+
+
 def _has_ended() -> models.Q:
     """
     Is the status neither ``active`` nor ``disconnected``? In three ranges, because no index serves
-    "not equal".
+    "not equal", and two values, because MySQL finds other strings equal to these.
     """
     active, disconnected = BankToken.Status.ACTIVE, BankToken.Status.DISCONNECTED
     between = models.Q(status__gt=active, status__lt=disconnected)
-    return models.Q(status__gt=disconnected) | models.Q(status__lt=active) | between
+    ranges = models.Q(status__gt=disconnected) | models.Q(status__lt=active) | between
+    similar = models.Q(status=active) & ~models.Q(has_status(active))
+    return ranges | similar | models.Q(status=disconnected) & ~models.Q(has_status(disconnected))
 
 
 def _is_moved() -> models.Q:
@@ -229,7 +256,7 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
 
     def connected(self) -> BankTokenQuerySet:
         """Return the connections whose users need not connect again: healthy, or degraded."""
-        return self.filter(~_is_moved(), status=BankToken.Status.ACTIVE)
+        return self.filter(has_status(BankToken.Status.ACTIVE), ~_is_moved())
 
     def degraded(self, *, now: datetime | None = None) -> BankTokenQuerySet:
         """Return the connections that cannot be used or refreshed for now, but are kept."""
@@ -254,12 +281,13 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
         row was given to another user or has an unknown status; with *since*, those that changed
         then or later.
         """
-        rows = self.filter(_has_ended() | models.Q(_is_moved(), status=BankToken.Status.ACTIVE))
+        is_active = models.Q(has_status(BankToken.Status.ACTIVE))
+        rows = self.filter(_has_ended() | is_active & _is_moved())
         return rows if since is None else rows.filter(updated_at__gte=since)
 
     def disconnected(self) -> BankTokenQuerySet:
         """Return the connections that were ended here. Users who never connected have no row."""
-        return self.filter(status=BankToken.Status.DISCONNECTED)
+        return self.filter(has_status(BankToken.Status.DISCONNECTED))
 
     def with_health(
         self, health: BankToken.Health, *, now: datetime | None = None
@@ -330,7 +358,7 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
         return self.filter(
             is_over("lease_until", LONGEST_LEASE_SECONDS),
             is_over("retry_after", LONGEST_PAUSE_SECONDS),
-            status=BankToken.Status.ACTIVE,
+            has_status(BankToken.Status.ACTIVE),
         )
 
     def ended_before(self, when: datetime) -> BankTokenQuerySet:
@@ -372,9 +400,9 @@ def due_criteria(
 def health_at(now: datetime) -> models.Case:
     """Return ``BankToken.health`` as an expression."""
     health, status = BankToken.Health, BankToken.Status
-    to_reconnect = ~models.Q(status=status.ACTIVE) | _is_moved()
+    to_reconnect = ~models.Q(has_status(status.ACTIVE)) | _is_moved()
     return models.Case(
-        models.When(status=status.DISCONNECTED, then=models.Value(health.DISCONNECTED)),
+        models.When(has_status(status.DISCONNECTED), then=models.Value(health.DISCONNECTED)),
         models.When(to_reconnect, then=models.Value(health.NEEDS_RECONNECT)),
         models.When(_is_degraded(now), then=models.Value(health.DEGRADED)),
         models.When(_is_expiring(now), then=models.Value(health.EXPIRING)),
@@ -673,7 +701,7 @@ class Incident(models.Model):
         rows: BankTokenQuerySet = BankToken.objects.using(database_of(self)).filter(
             models.Q(connected_at=None) | models.Q(connected_at__lte=self.started_at)
         )
-        rows = rows.exclude(status=BankToken.Status.DISCONNECTED)
+        rows = rows.exclude(has_status(BankToken.Status.DISCONNECTED))
         if self.encrypted_by:
             rows = rows.filter(encrypted_by(self.encrypted_by, "access", "refresh", "id"))
         if self.issued_since is not None:
@@ -778,7 +806,7 @@ class PendingRevocation(models.Model):
 
 class PaymentQuerySet(models.QuerySet["Payment"]):
     def unfinished(self) -> PaymentQuerySet:
-        return self.exclude(state__in=Payment.FINAL_STATES)
+        return self.exclude(is_final())
 
     def uncertain_first(self) -> PaymentQuerySet:
         is_uncertain = models.Case(
@@ -790,7 +818,13 @@ class PaymentQuerySet(models.QuerySet["Payment"]):
 
     def unannounced(self) -> PaymentQuerySet:
         """Payments that are finished and whose signal was not sent yet."""
-        return self.filter(state__in=Payment.FINAL_STATES, announced_at=None)
+        return self.filter(is_final(), announced_at=None)
+
+
+def is_final() -> models.Q:
+    """``Payment.is_final`` as a condition: a state that is not known is not final."""
+    states = (models.Q(Holds("state", state)) for state in Payment.FINAL_STATES)
+    return reduce(or_, states)
 
 
 class Payment(models.Model):

@@ -15,8 +15,8 @@ from django.utils import timezone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from everifin_django.models import BankToken
-from everifin_django.testing.factories import BankTokenFactory
+from everifin_django.models import BankToken, Payment, health_at
+from everifin_django.testing.factories import BankTokenFactory, PaymentFactory
 
 pytestmark = pytest.mark.django_db
 
@@ -30,9 +30,25 @@ KNOWN_TIMES = st.builds(
 )
 TIMES = st.none() | KNOWN_TIMES
 SCOPES = ["openid", "ais", "pis", "AIS", "offline_access", "a%s", "o_en_d", "a.s"]
+CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+
+
+def accented(word: str) -> str:
+    return word.replace("e", "é")
+
+
+def similar_to(words: list[str]) -> st.SearchStrategy[str]:
+    """The words, what MySQL takes for them, and any other string that fits into the column."""
+    changes = (str, str.upper, str.title, "{} ".format, " {}".format, "{}\t".format, accented)
+    changed = st.builds(
+        lambda word, change: change(word)[:16], st.sampled_from(words), st.sampled_from(changes)
+    )
+    return st.sampled_from([*words, "", "a", "zz"]) | changed | st.text(CHARACTERS, max_size=16)
+
+
 ROWS = st.fixed_dictionaries(
     {
-        "status": st.sampled_from([*BankToken.Status.values, "", "a", "banned", "expired", "zz"]),
+        "status": similar_to(BankToken.Status.values),
         "encrypted_for": st.sampled_from(["", "own", "other"]),
         "issued_at": TIMES,
         "access_expires_at": TIMES,
@@ -91,6 +107,8 @@ def test_health_and_the_selections_say_the_same(rows, data, within):
     for state in BankToken.Health:
         with_state = {pk for pk, said in health.items() if said == state}
         assert pks(objects.with_health(state, now=NOW)) == with_state, state
+    with_health = BankToken.objects.annotate(said=health_at(NOW)).values_list("pk", "said")
+    assert dict(with_health) == health
     connected = {row for row in rows if health[row.pk] not in {"needs_reconnect", "disconnected"}}
     assert pks(objects.connected()) == pks(connected)
     assert pks(objects.degraded(now=NOW)) == {k for k, v in health.items() if v == "degraded"}
@@ -145,6 +163,21 @@ def test_a_scope_is_found_as_a_whole_word_in_its_own_case(rows, data, wanted):
     rows = [stored(row, columns) for row, columns in zip(rows, data, strict=True)]
     expected = [row for row in rows if set(wanted) <= row.scopes]
     assert pks(BankToken.objects.with_scopes(*wanted)) == pks(expected)
+
+
+@many
+@given(states=st.lists(similar_to(Payment.State.values), min_size=6, max_size=6))
+def test_a_payment_is_unfinished_unless_its_state_is_known_to_be_final(payments, states):
+    for payment, state in zip(payments, states, strict=True):
+        Payment.objects.filter(pk=payment.pk).update(state=state)
+    rows = list(Payment.objects.all())
+    assert pks(Payment.objects.unfinished()) == {row.pk for row in rows if not row.is_final}
+    assert pks(Payment.objects.unannounced()) == {row.pk for row in rows if row.is_final}
+
+
+@pytest.fixture
+def payments() -> list[Payment]:
+    return [PaymentFactory(announced_at=None) for _number in range(6)]
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from everifin_django.models import (
     Incident,
     LoginSession,
     PendingRevocation,
+    has_status,
     in_database_seconds,
     primary,
 )
@@ -83,7 +84,7 @@ def disable(connections: QuerySet[BankToken], reason: str) -> int:
     """
     if reason not in ON_PURPOSE:
         raise ValueError(f"{reason!r} is no end on purpose.")
-    live = connections.using(grants.alias()).exclude(status=BankToken.Status.DISCONNECTED)
+    live = connections.using(grants.alias()).exclude(has_status(BankToken.Status.DISCONNECTED))
     count = live.update(
         status=BankToken.Status.DISCONNECTED,
         end_reason=reason,
@@ -250,7 +251,7 @@ def _end_incidents() -> None:
 
 def _disabled() -> QuerySet[BankToken]:
     """The connections that have ended and whose tokens are still to be moved."""
-    return primary(BankToken).filter(HAS_TOKENS, status=BankToken.Status.DISCONNECTED)
+    return primary(BankToken).filter(HAS_TOKENS, has_status(BankToken.Status.DISCONNECTED))
 
 
 def _released_logins() -> QuerySet[LoginSession]:

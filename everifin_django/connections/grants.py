@@ -51,6 +51,7 @@ from everifin_django.models import (
     Payment,
     PendingRevocation,
     database_of,
+    has_status,
     primary,
     scope_columns,
 )
@@ -199,7 +200,7 @@ def mark_disconnected(connection: BankToken, reason: str) -> None:
     """
     rows = BankToken.objects.using(database_of(connection))
     same_session = rows.filter(pk=connection.pk, sid=connection.sid)
-    if same_session.exclude(status=BankToken.Status.DISCONNECTED).update(
+    if same_session.exclude(has_status(BankToken.Status.DISCONNECTED)).update(
         **_ended(reason), token_version=F("token_version") + 1
     ):
         logger.info("Connection %s was ended: %s.", connection.pk, reason)

@@ -30,10 +30,12 @@ from everifin_django.connections import (
 from everifin_django.connections.ends import ON_PURPOSE
 from everifin_django.models import (
     BankToken,
+    Holds,
     LoginFlow,
     LogoutSeen,
     PendingRevocation,
     SpentState,
+    has_status,
     primary,
 )
 
@@ -133,7 +135,7 @@ def end_inactive() -> int:
         return 0
     users: Any = get_user_model()._base_manager.using(router.db_for_write(get_user_model()))
     has_connection = Q(bank_token__isnull=False) & ~Q(
-        bank_token__status=BankToken.Status.DISCONNECTED
+        Holds("bank_token__status", BankToken.Status.DISCONNECTED)
     )
     inactive = {user.pk: user for user in users.filter(has_connection, is_active=False)}
     if links.are_used():
@@ -161,7 +163,9 @@ def delete_disconnected() -> int:
     After an end on purpose the row stays, without an identity: a login must not connect again.
     """
     long_ago = timezone.now() - timedelta(days=conf.disconnected_retention_days)
-    ended = primary(BankToken).filter(status=BankToken.Status.DISCONNECTED, updated_at__lt=long_ago)
+    ended = primary(BankToken).filter(
+        has_status(BankToken.Status.DISCONNECTED), updated_at__lt=long_ago
+    )
     rows = ended.filter(refresh_ciphertext="").exclude(end_reason__in=ON_PURPOSE)
     count = 0
     while page := list(rows.order_by("updated_at").values_list("pk", flat=True)[:PAGE_SIZE]):

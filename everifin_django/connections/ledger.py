@@ -446,7 +446,7 @@ def _lease() -> Any:
 def _swap(row: Payment, conditions: Mapping[str, Any], **changes: Any) -> bool:
     """Change the row if it still is what was read and nobody ended it; tell whether it was."""
     same = _rows().filter(pk=row.pk, version=row.version, **conditions)
-    changed = same.exclude(state__in=Payment.FINAL_STATES).update(
+    changed = same.unfinished().update(
         **changes, version=row.version + 1, updated_at=timezone.now()
     )
     if changed:

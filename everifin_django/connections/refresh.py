@@ -66,6 +66,7 @@ from everifin_django.models import (
     DatabaseNow,
     Incident,
     database_of,
+    has_status,
     in_database_seconds,
 )
 from everifin_django.oauth.endpoints import TokenSet, refresh
@@ -569,7 +570,9 @@ class Attempt:
 
     def _store(self, columns: dict[str, Any]) -> bool:
         return bool(
-            self._same_version().exclude(status=BankToken.Status.DISCONNECTED).update(**columns)
+            self._same_version()
+            .exclude(has_status(BankToken.Status.DISCONNECTED))
+            .update(**columns)
         )
 
     def _superseded(self, tokens: TokenSet) -> BankToken:
@@ -632,7 +635,7 @@ class Attempt:
         reason = ANSWER_LOST if was_spent else ENDING_ERRORS.get(code, code)
         gave_up = (
             self._same_version()
-            .filter(status=BankToken.Status.ACTIVE)
+            .filter(has_status(BankToken.Status.ACTIVE))
             .update(
                 status=BankToken.Status.NEEDS_RECONNECT,
                 last_error=reason,

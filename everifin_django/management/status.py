@@ -22,7 +22,14 @@ from django.utils import timezone
 from everifin_django.connections import bulk_disconnect, last_success
 from everifin_django.connections.key_rotation import COLUMNS
 from everifin_django.encryption import FORMAT
-from everifin_django.models import BankToken, Incident, PendingRevocation, health_at, primary
+from everifin_django.models import (
+    BankToken,
+    Incident,
+    PendingRevocation,
+    has_status,
+    health_at,
+    primary,
+)
 
 SAMPLE = 20_000
 """A table of more rows than these is estimated."""
@@ -121,7 +128,7 @@ def _first(rows: QuerySet[Any], size: int) -> QuerySet[Any]:
 
 def _by_health(rows: QuerySet[BankToken], total: int, now: datetime) -> Mapping[str, Counter[str]]:
     """Counts by health and reason; those of a sample, scaled to *total*, if there are many."""
-    ended = When(status=BankToken.Status.DISCONNECTED, then=F("end_reason"))
+    ended = When(has_status(BankToken.Status.DISCONNECTED), then=F("end_reason"))
     grouped = (
         _first(rows, SAMPLE)
         .order_by()
@@ -139,7 +146,7 @@ def _by_health(rows: QuerySet[BankToken], total: int, now: datetime) -> Mapping[
 def _nearest_expiry(rows: QuerySet[BankToken], now: datetime) -> datetime | None:
     """When the next active connection ends, unless refreshed. The index has the scope first."""
     column = "refresh_expires_at"
-    active = rows.filter(status=BankToken.Status.ACTIVE, refresh_expires_at__gt=now)
+    active = rows.filter(has_status(BankToken.Status.ACTIVE), refresh_expires_at__gt=now)
     found = [
         active.filter(is_offline=is_offline).order_by(column).values_list(column, flat=True).first()
         for is_offline in (False, True)

@@ -21,7 +21,14 @@ from everifin_django.conf import conf
 from everifin_django.connections import bulk_disconnect
 from everifin_django.connections.revocation import revoke_due
 from everifin_django.encryption import KEY_ID
-from everifin_django.models import BankToken, Incident, LoginSession, PendingRevocation, primary
+from everifin_django.models import (
+    BankToken,
+    Incident,
+    LoginSession,
+    PendingRevocation,
+    has_status,
+    primary,
+)
 
 CONCURRENCY = 8
 
@@ -138,7 +145,7 @@ class OfUsers:
 
     def connections(self) -> QuerySet[BankToken]:
         rows = primary(BankToken).filter(user__in=self.users)
-        return rows.exclude(status=BankToken.Status.DISCONNECTED)
+        return rows.exclude(has_status(BankToken.Status.DISCONNECTED))
 
     def logins(self) -> QuerySet[LoginSession]:
         rows = primary(LoginSession).filter(user__in=self.users)
