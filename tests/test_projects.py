@@ -24,11 +24,12 @@ QUICK = {"bare", "uuid_key", "tenants"}
 LONGEST_SECONDS = 240
 
 
-@pytest.mark.django_db  # of its own process
+# The quick ones are played on each database: columns of other types, several databases, and a site
+# without the login.
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.exhaustive)
+        pytest.param(name, marks=pytest.mark.django_db if name in QUICK else pytest.mark.exhaustive)
         for name in PROJECTS
     ],
 )

@@ -17,6 +17,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from everifin_django.bank.payments import SinglePayment
@@ -134,6 +135,9 @@ def let_time_pass(row: Payment) -> Payment:
 )
 @pytest.mark.parametrize("crash", CRASHES, ids=str)
 def test_no_order_of_two_processes_pays_twice(everifin, payer, fault, crash):
+    """With each fault, and with each crash; on SQLite with each of both, too."""
+    if connection.vendor != "sqlite" and crash is not None and fault != "none":
+        pytest.skip("a server has each fault and each crash by itself")
     for number, order in enumerate(ORDERS):
         everifin.faults.clear()
         if FAULTS[fault]:
