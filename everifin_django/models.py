@@ -14,6 +14,7 @@ from operator import or_
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections as db_connections
 from django.db import models, router, transaction
 from django.db.models.functions import Cast, Concat, Now, Replace
@@ -62,6 +63,29 @@ def primary(model: type[ModelT]) -> models.QuerySet[ModelT]:
 def database_of(row: models.Model) -> str:
     """Return the alias of the database that *row* was read from."""
     return row._state.db or router.db_for_write(type(row))
+
+
+def database_for(user: Any) -> str:
+    """
+    Return the alias of the database that holds the connection of *user*. No query.
+
+    Errors: ImproperlyConfigured if no row there can belong to *user*, as the routers'
+    ``allow_relation`` says it. A thread or a stream that runs without the site's tenant would find
+    another user there, who has the same primary key.
+    """
+    alias = router.db_for_write(BankToken)
+    came_from = getattr(getattr(user, "_state", None), "db", None)
+    if came_from not in (None, alias):
+        here = BankToken()
+        here._state.db = alias
+        if not router.allow_relation(user, here):
+            raise ImproperlyConfigured(
+                f"The user comes from the database {came_from!r}, and the routers give {alias!r} "
+                "for Everifin's connections here, where another user may have the same primary "
+                "key. Choose the tenant in each thread, task and stream; for a replica, "
+                "allow_relation has to be true."
+            )
+    return alias
 
 
 def outside_transactions(view: ViewT) -> ViewT:

@@ -11,6 +11,7 @@ from typing import Any
 from django.apps import apps
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_out
+from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Model
 from django.db.models.signals import class_prepared, post_save, pre_delete
 
@@ -65,9 +66,16 @@ def disconnect_inactive_user(sender: Any, instance: Any, **kwargs: Any) -> None:
     if not (instance.is_active or kwargs["created"] or kwargs["raw"]):
         from everifin_django.connections import grants, links, login_sessions  # as above
 
-        grants.disconnect(instance, "user_inactive")
-        if links.are_used():
-            login_sessions.end_all(instance, "user_inactive")
+        try:
+            grants.disconnect(instance, "user_inactive")
+            if links.are_used():
+                login_sessions.end_all(instance, "user_inactive")
+        except ImproperlyConfigured as error:  # saving goes first; the token is not used any more
+            logger.critical(
+                "The connection of a user who was made inactive could not be ended here; "
+                "everifin_housekeeping ends it. %s",
+                error,
+            )
 
 
 def note_logout(sender: Any, request: Any, **kwargs: Any) -> None:

@@ -50,9 +50,9 @@ from everifin_django.models import (
     DatabaseNow,
     Payment,
     PendingRevocation,
+    database_for,
     database_of,
     has_status,
-    primary,
     scope_columns,
 )
 from everifin_django.oauth.endpoints import TokenSet
@@ -252,7 +252,7 @@ class Everifin(Client):
         """
         if not self.user.is_authenticated:
             return None
-        rows = BankToken.objects.using(alias()).with_incident()
+        rows = BankToken.objects.using(database_for(self.user)).with_incident()
         return rows.filter(user=self.user).first()
 
     async def aconnection(self) -> BankToken | None:
@@ -424,9 +424,10 @@ def alias() -> str:
 
 def _end(user: Any, reason: str) -> tuple[BankToken | None, PendingRevocation | None]:
     """The connection as it was before it was ended here, and its entry in the outbox."""
+    using = database_for(user)
     while True:
-        row = primary(BankToken).filter(user=user).first()
-        with transaction.atomic(using=alias()):
+        row = BankToken.objects.using(using).filter(user=user).first()
+        with transaction.atomic(using=using):
             if reason in ON_PURPOSE:
                 links.remove_made_by_connecting(user)
             if row is None or _has_ended(row, reason):
@@ -531,7 +532,7 @@ def _connection_of(user: Any, identity: Identity | None) -> BankToken | None:
     wanted = Q(user=user)
     if identity is not None:
         wanted |= Q(identity_digest=identity.digest)
-    rows = BankToken.objects.using(alias()).with_incident().filter(wanted)
+    rows = BankToken.objects.using(database_for(user)).with_incident().filter(wanted)
     found = {row.user_id: row for row in rows}
     if found.keys() - {user.pk}:
         raise IdentityTakenError

@@ -61,6 +61,7 @@ from everifin_django.models import (
     LONGEST_LEASE_SECONDS,
     Payment,
     PaymentQuerySet,
+    database_for,
     in_database_seconds,
     is_over,
 )
@@ -118,13 +119,14 @@ def record(user: Any, key: str | int | uuid.UUID, payment: Asked, *, next_url: s
     """
     if _in_transaction():
         raise PaymentInTransactionError
+    rows = _rows().using(database_for(user))
     digest = _digest(_text_of(key))
-    row = _rows().filter(key_digest=digest).first()
+    row = rows.filter(key_digest=digest).first()
     if row is None:
         row = _insert(_new_row(user, _text_of(key), payment, next_url))
     if row is None:
         # Another process inserted it between the two statements.
-        row = _rows().get(key_digest=digest)
+        row = rows.get(key_digest=digest)
     # A user who was deleted has no row any more: another one may have their primary key today.
     if not is_of(row, user) or not _is_for(row, payment):
         raise PaymentKeyTakenError
@@ -401,7 +403,12 @@ def by_return_value(value: str) -> Payment | None:
 
 def of_user(user: Any) -> QuerySet[Payment]:
     """Return the payments of *user*, newest first, as a queryset of the database written to."""
-    return _rows().filter(user=user, user_pk=str(user.pk)).order_by("-created_at")
+    return (
+        _rows()
+        .using(database_for(user))
+        .filter(user=user, user_pk=str(user.pk))
+        .order_by("-created_at")
+    )
 
 
 def is_of(row: Payment, user: Any) -> bool:

@@ -24,7 +24,7 @@ from django.utils import timezone
 from everifin_django.connections import revocation
 from everifin_django.encryption import active_key, open_sealed, seal
 from everifin_django.exceptions import TokenUnreadableError
-from everifin_django.models import LoginSession, PendingRevocation
+from everifin_django.models import LoginSession, PendingRevocation, database_for
 from everifin_django.oauth.endpoints import TokenSet
 from everifin_django.oauth.id_token import Identity
 from everifin_django.secret import Secret
@@ -148,7 +148,7 @@ def end(record: LoginSession, reason: str) -> list[PendingRevocation]:
 
 def end_all(user: Any, reason: str) -> None:
     """End every login of *user*: the grants go to the outbox. One query, and two for each."""
-    for record in rows().filter(user=user):
+    for record in LoginSession.objects.using(database_for(user)).filter(user=user):
         end(record, reason)
 
 

@@ -36,7 +36,7 @@ from typing import Any, NoReturn
 
 from django.db import Error as DatabaseFault
 from django.db import connections as db_connections
-from django.db import router, transaction
+from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Coalesce
 from django.dispatch import Signal
@@ -65,6 +65,7 @@ from everifin_django.models import (
     ConnectionVersion,
     DatabaseNow,
     Incident,
+    database_for,
     database_of,
     has_status,
     in_database_seconds,
@@ -162,9 +163,9 @@ def read_connection(user: Any) -> BankToken:
 
     Written as SQL, because building the same query with the ORM takes several times as long as
     running it. Nothing is kept for the next call.
-    Errors: TokenMissingError, ConsentExpiredError.
+    Errors: TokenMissingError, ConsentExpiredError; ImproperlyConfigured as ``database_for``.
     """
-    alias = router.db_for_write(BankToken)
+    alias = database_for(user)
     connection = db_connections[alias]
     quote: Any = connection.ops.quote_name
     columns = ", ".join(quote(column) for column in FRESH_COLUMNS)

@@ -27,7 +27,7 @@ class TenantRouter:
         return TENANT.get()
 
     def allow_relation(self, one: Any, other: Any, **hints: Any) -> bool:
-        return True
+        return bool(one._state.db == other._state.db)
 
 
 def choose_tenant(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import timedelta
 from io import StringIO
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connections
+from django.http import StreamingHttpResponse
 from django.test import Client
 from django.utils import timezone
 
-from everifin_django.connections import everifin_for, grants
+from everifin_django.connections import everifin_for, grants, ledger
 from everifin_django.models import BankToken, PendingRevocation
 from tests.projects.tenants.routing import in_tenant
 
@@ -109,6 +113,77 @@ def test_a_disconnect_of_one_tenant_is_seen_by_its_next_call_and_leaves_the_othe
         assert not bank.is_connected()
     with in_tenant("one"):
         assert everifin_for(users["one"]).is_connected()
+
+
+def in_pool(call: Any) -> Any:
+    """What *call* returns in a thread of its own, without the caller's context variables."""
+
+    def run() -> Any:
+        try:
+            return call()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(run).result()
+
+
+class TestOutsideOfTheTenantsContext:
+    """The user comes from one tenant's database, and the router gives the other's."""
+
+    CALLS = {
+        "accounts": lambda bank: list(bank.accounts()),
+        "token": lambda bank: bank.ensure_token(),
+        "health": lambda bank: bank.health(),
+        "connection": lambda bank: bank.connection(),
+        "disconnect": lambda bank: grants.disconnect(bank.user),
+        "payments": lambda bank: list(ledger.of_user(bank.user)),
+    }
+
+    @pytest.mark.parametrize("name", CALLS)
+    def test_nothing_is_read_or_ended_in_a_thread_without_it(self, users, everifin, name):
+        call = self.CALLS[name]
+        with in_tenant("two"), pytest.raises(ImproperlyConfigured, match="two"):
+            in_pool(lambda: call(everifin_for(users["two"])))
+        for alias in PEOPLE:
+            assert BankToken.objects.using(alias).get().status == "active"
+        with in_tenant("two"):
+            context = copy_context()
+            in_pool(lambda: context.run(call, everifin_for(users["two"])))
+
+    def test_a_client_that_leaves_it_reads_no_other_tenants_token(self, users):
+        with in_tenant("two"):
+            bank = everifin_for(users["two"])
+            bank.ensure_token()
+        bank._source._access_token = None  # as if it had run out
+        with pytest.raises(ImproperlyConfigured):
+            list(bank.accounts())
+
+    def test_a_stream_that_outlives_the_middleware_does_not_either(self, users, rf):
+        with in_tenant("two"):
+            request = rf.get("/")
+            request.user = User.objects.get()
+            bank = everifin_for(request.user)
+            stream = StreamingHttpResponse(account.id for account in bank.accounts())
+        with pytest.raises(ImproperlyConfigured):
+            list(stream)
+
+    def test_a_user_made_inactive_is_saved_and_the_housekeeping_ends_the_connection(
+        self, users, everifin, caplog
+    ):
+        users["two"].is_active = False
+        users["two"].save(using="two")
+        assert "housekeeping" in caplog.text
+        assert BankToken.objects.using("one").get().status == "active"
+        with in_tenant("two"):
+            call_command("everifin_housekeeping", stdout=StringIO())
+        assert BankToken.objects.using("two").get().status == "disconnected"
+        assert BankToken.objects.using("one").get().status == "active"
+
+    def test_no_message_names_the_user(self, users):
+        with pytest.raises(ImproperlyConfigured) as caught:
+            everifin_for(users["two"]).ensure_token()
+        assert "bob" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["one", "two"])
