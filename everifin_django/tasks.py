@@ -15,6 +15,7 @@ from datetime import timedelta
 import django
 
 from everifin_django.connections import everifin_for, housekeeping, keep_alive, ledger
+from everifin_django.connections.bulk import LONGEST
 
 __all__ = ["refresh_due", "resolve_payments", "run_housekeeping"]
 
@@ -38,7 +39,8 @@ def refresh_due(
     Refresh the tokens of connections that are near their end, as ``everifin_refresh`` does; return
     what became of how many. Ending early is a warning in the log.
 
-    Costs and errors as ``KeepAlive``. Any number may run at once, on any number of hosts.
+    Costs and errors as ``KeepAlive``; ValueError for a time beyond 10 years. Any number
+    may run at once, on any number of hosts.
     """
     due = keep_alive.Due(
         _time(within_seconds),
@@ -76,7 +78,11 @@ def resolve_payments(*, limit: int = LIMIT) -> dict[str, int]:
 
 
 def _time(seconds: float | None) -> timedelta | None:
-    return None if seconds is None else timedelta(seconds=seconds)
+    if seconds is None:
+        return None
+    if not 0 <= seconds <= LONGEST.total_seconds():
+        raise ValueError("A time must be from 0 seconds to 10 years.")
+    return timedelta(seconds=seconds)
 
 
 if importlib.util.find_spec("celery"):

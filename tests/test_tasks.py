@@ -2,16 +2,19 @@
 
 from datetime import timedelta
 from decimal import Decimal
+from io import StringIO
 
 import django
 import pytest
 from celery import Celery
+from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from everifin_django import tasks
 from everifin_django.bank.payments import SinglePayment
 from everifin_django.connections import everifin_for, housekeeping
 from everifin_django.models import BankToken, Payment, SpentState
+from everifin_django.testing.factories import BankTokenFactory
 from everifin_django.testing.sandbox.data import iban
 
 pytestmark = pytest.mark.django_db
@@ -111,3 +114,54 @@ class TestHousekeeping:
     @pytest.mark.skipif(django.VERSION < (6, 0), reason="Django has tasks from 6.0 on")
     def test_djangos_own(self):
         assert sum(tasks.run_housekeeping_task.enqueue(max_seconds=5).return_value.values()) == 0
+
+
+NAN = float("nan")
+
+
+class TestBounds:
+    """What no run can be given is an error at once, and says so."""
+
+    @pytest.mark.parametrize("seconds", [-1, -1e300, 1e11, 1e300, float("inf"), NAN])
+    @pytest.mark.parametrize(
+        "name", ["within_seconds", "access_within_seconds", "not_refreshed_for_seconds"]
+    )
+    def test_times(self, name, seconds):
+        with pytest.raises(ValueError, match="10 years"):
+            tasks.refresh_due(**{name: seconds})
+
+    @pytest.mark.parametrize("task", [tasks.refresh_due, tasks.run_housekeeping])
+    @pytest.mark.parametrize(
+        "given",
+        [{"concurrency": 0}, {"concurrency": 10**9}, {"max_seconds": NAN}, {"max_seconds": -1}],
+        ids=str,
+    )
+    def test_runs(self, task, given):
+        with pytest.raises(ValueError, match="must be"):
+            task(**given)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["everifin_refresh", "--max-seconds", "nan"],
+            ["everifin_housekeeping", "--max-seconds", "nan"],
+            ["everifin_housekeeping", "--concurrency", "257"],
+            ["everifin_disconnect", "--all", "--workers", "257"],
+        ],
+        ids=" ".join,
+    )
+    def test_commands(self, arguments):
+        with pytest.raises(CommandError, match="must be"):
+            call_command(*arguments)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["everifin_payments", "--limit"],
+            ["everifin_rotate_keys", "--batch-size"],
+        ],
+        ids=" ".join,
+    )
+    def test_more_rows_than_a_database_can_count(self, arguments):
+        BankTokenFactory()
+        call_command(*arguments, str(10**24), stdout=StringIO())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -15,6 +16,19 @@ from everifin_django.exceptions import RefusedError, UnavailableError
 
 PAGE_SIZE = 200
 FAILURES_OF_AN_OUTAGE = 5
+MOST_AT_ONCE = 256
+MOST_ROWS = 100_000
+"""How many rows one statement is asked for, whatever a command or task is given."""
+
+LONGEST = timedelta(days=3650)
+
+
+def check_run(concurrency: int, max_seconds: float | None) -> None:
+    """Errors: ValueError for what no work on many rows can be given."""
+    if not 1 <= concurrency <= MOST_AT_ONCE:
+        raise ValueError(f"The concurrency must be from 1 to {MOST_AT_ONCE}.")
+    if max_seconds is not None and not max_seconds >= 0:  # NaN is not, either
+        raise ValueError("The seconds of a run must be 0 or more.")
 
 
 def pages(rows: QuerySet[Any], column: str = "pk", size: int = PAGE_SIZE) -> Iterator[list[Any]]:

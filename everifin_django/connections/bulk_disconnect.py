@@ -28,6 +28,7 @@ from django.db.models import BooleanField, CharField, ExpressionWrapper, F, Q, Q
 from django.utils import timezone
 
 from everifin_django.connections import grants, links, login_sessions, revocation
+from everifin_django.connections.bulk import MOST_ROWS
 from everifin_django.connections.ends import ON_PURPOSE
 from everifin_django.models import (
     BankToken,
@@ -326,7 +327,7 @@ def _take(rows: QuerySet[Any], column: str, last: Any, size: int) -> list[Any]:
     SQLite locks all of the database by the first write. That comes first, because a transaction
     that has read cannot always go on to write there.
     """
-    rows = rows.order_by(column)
+    rows, size = rows.order_by(column), min(size, MOST_ROWS)
     if last is not None:
         rows = rows.filter(**{f"{column}__gt": last})
     features = db_connections[rows.db].features

@@ -27,6 +27,7 @@ from everifin_django.connections import (
     login_sessions,
     revocation,
 )
+from everifin_django.connections.bulk import check_run
 from everifin_django.connections.ends import ON_PURPOSE
 from everifin_django.models import (
     BankToken,
@@ -77,8 +78,9 @@ def run_all(*, concurrency: int, max_seconds: float) -> Iterator[Done]:
     Do everything that ages, and yield how each task went. One that fails does not keep the others
     from being done. The outbox is worked off last, until *max_seconds* after the beginning.
 
-    Several hosts may do it at once.
+    Several hosts may do it at once. Errors: ValueError for what no run can be given.
     """
+    check_run(concurrency, max_seconds)
     start = time.monotonic()
 
     def work_off() -> int:

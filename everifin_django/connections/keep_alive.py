@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from everifin_django.conf import conf
 from everifin_django.connections import pauses
-from everifin_django.connections.bulk import Outage, pages
+from everifin_django.connections.bulk import Outage, check_run, pages
 from everifin_django.connections.refresh import Attempt, endpoint_pause
 from everifin_django.exceptions import (
     APIError,
@@ -125,6 +125,7 @@ class KeepAlive:
         limit: int | None = None,
         max_seconds: float | None = None,
     ) -> None:
+        check_run(concurrency, max_seconds)
         self.stopped_by: Stop | None = None
         self._due = due
         self._concurrency = concurrency

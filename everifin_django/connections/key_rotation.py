@@ -15,6 +15,7 @@ from typing import Any
 from django.db import router
 from django.db.models import QuerySet
 
+from everifin_django.connections.bulk import MOST_ROWS
 from everifin_django.encryption import (
     FORMAT,
     Key,
@@ -73,7 +74,7 @@ def reseal(batch_size: int) -> Iterator[Counter[str]]:
     """
     key = active_key()
     for model, kind in COLUMNS:
-        for batch in _batches(_sealed_by_others(model, kind, key), batch_size):
+        for batch in _batches(_sealed_by_others(model, kind, key), min(batch_size, MOST_ROWS)):
             yield Counter(_reseal(row, kind, key) for row in batch)
 
 

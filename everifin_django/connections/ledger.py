@@ -44,6 +44,7 @@ from everifin_django.bank.payments import (
     UnknownStep,
 )
 from everifin_django.conf import conf
+from everifin_django.connections.bulk import MOST_ROWS
 from everifin_django.encryption import active_key, seal
 from everifin_django.exceptions import (
     EverifinError,
@@ -357,6 +358,7 @@ def look_at_all(client_for: Callable[[Any], Client], *, limit: int) -> dict[str,
     One statement for the list, two and a request or more for each payment.
     """
     counts: dict[str, int] = {}
+    limit = min(limit, MOST_ROWS)
     sent = _rows().unfinished().exclude(state=State.RECORDED).select_related("user")
     waiting = sent.order_by(models.F("looked_at").asc(nulls_first=True))
     for row in waiting[:limit]:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -75,7 +76,8 @@ def run(alias: str, work: Callable[[], T], deadline: float) -> T:
         except BaseException as error:  # noqa: BLE001 - raised in the caller's thread instead
             result.set_exception(error)
         finally:
-            db_connections.close_all()
+            with suppress(Exception):  # a dead connection may fail to close
+                db_connections.close_all()
             slots.release()
 
     thread = threading.Thread(

@@ -180,6 +180,18 @@ class TestBounds:
         go_on.set()
         assert done.wait(20)
 
+    def test_a_connection_that_fails_to_close_takes_no_slot_with_it(self, monkeypatch):
+        monkeypatch.setattr(own_connection, "slots", threading.BoundedSemaphore(1))
+
+        def fail() -> None:
+            raise OperationalError("server has gone away")
+
+        def work() -> None:
+            connections["default"].close = fail  # type: ignore[method-assign]  # of this thread's
+
+        for _number in range(2):
+            own_connection.run("default", work, time.monotonic() + 20)
+
     def test_what_the_work_raises_is_raised_here(self):
         def work() -> None:
             raise ZeroDivisionError

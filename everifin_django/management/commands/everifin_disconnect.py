@@ -19,6 +19,7 @@ from django.utils.dateparse import parse_date, parse_datetime
 
 from everifin_django.conf import conf
 from everifin_django.connections import bulk_disconnect
+from everifin_django.connections.bulk import MOST_AT_ONCE
 from everifin_django.connections.revocation import revoke_due
 from everifin_django.encryption import KEY_ID
 from everifin_django.models import (
@@ -57,8 +58,10 @@ class Command(BaseCommand):
         add("--workers", type=int, default=1, help="database connections that move tokens at once")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["batch_size"] < 1 or options["workers"] < 1:
-            raise CommandError("--batch-size and --workers must be at least 1.")
+        if options["batch_size"] < 1 or not 1 <= options["workers"] <= MOST_AT_ONCE:
+            raise CommandError(
+                f"--batch-size must be at least 1, and --workers from 1 to {MOST_AT_ONCE}."
+            )
         if not options["resume"] and not self._stop(options):
             return
         try:

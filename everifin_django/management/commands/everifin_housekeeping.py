@@ -11,6 +11,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from everifin_django.connections import housekeeping
+from everifin_django.connections.bulk import MOST_AT_ONCE
 from everifin_django.models import PendingRevocation, primary
 
 CONCURRENCY = 8
@@ -33,8 +34,10 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["concurrency"] < 1 or options["max_seconds"] <= 0:
-            raise CommandError("--concurrency and --max-seconds must be above 0.")
+        if not 1 <= options["concurrency"] <= MOST_AT_ONCE or not options["max_seconds"] > 0:
+            raise CommandError(
+                f"--concurrency must be from 1 to {MOST_AT_ONCE}, and --max-seconds above 0."
+            )
         is_well = True
         for done in housekeeping.run_all(
             concurrency=options["concurrency"], max_seconds=options["max_seconds"]

@@ -17,14 +17,13 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from everifin_django.connections.bulk import LONGEST, MOST_AT_ONCE
 from everifin_django.connections.keep_alive import Due, KeepAlive, Outcome, Stop
 from everifin_django.exceptions import KeysUnavailableError
 
 CONCURRENCY = 16
 MAX_SECONDS = 240
-MOST_AT_ONCE = 256
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-LONGEST = timedelta(days=3650)
 BAD = {Outcome.LATER, Outcome.UNREADABLE}
 
 
@@ -67,7 +66,7 @@ class Command(BaseCommand):
         if not 1 <= options["concurrency"] <= MOST_AT_ONCE:
             raise CommandError(f"--concurrency must be from 1 to {MOST_AT_ONCE}.")
         is_limited = options["limit"] is not None
-        if options["max_seconds"] <= 0 or (is_limited and options["limit"] < 1):
+        if not options["max_seconds"] > 0 or (is_limited and options["limit"] < 1):
             raise CommandError("--max-seconds and --limit must be above 0.")
         due = Due(
             options["within"],
