@@ -15,13 +15,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.core.asgi import get_asgi_application
 from django.db import connection, connections
 
 from everifin_django import encryption, models
 from everifin_django.connections import refresh
 from everifin_django.connections.grants import Everifin
+from everifin_django.exceptions import UnavailableError
 from everifin_django.models import BankToken
 from tests.protocol import asgi_site
 from tests.protocol.asgi_site import LONGEST_SECONDS
@@ -307,3 +308,20 @@ class TestLeaving:
 
         asyncio.run(wait_in_vain())
         assert_kept(everifin, overdue.user)
+
+
+def test_a_request_thread_that_is_busy_for_long_is_an_outage(connected, settings):
+    settings.EVERIFIN_DEADLINE_SECONDS = 0.2
+    go_on = threading.Event()
+
+    async def ask() -> None:
+        busy = asyncio.ensure_future(sync_to_async(go_on.wait)(LONGEST_SECONDS))
+        await asyncio.sleep(0)
+        try:
+            with pytest.raises(UnavailableError):
+                await anext(Everifin(connected).aaccounts())
+        finally:
+            go_on.set()
+            await busy
+
+    async_to_sync(ask)()

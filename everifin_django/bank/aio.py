@@ -24,6 +24,7 @@ from everifin_django.bank.accounts import Transaction
 from everifin_django.bank.changes import TransactionChanges
 from everifin_django.bank.pages import Rows
 from everifin_django.conf import conf
+from everifin_django.exceptions import UnavailableError
 from everifin_django.secret import Secret
 
 CALLS_AT_ONCE = 8
@@ -53,6 +54,9 @@ def in_request_thread(call: Callable[P, T]) -> Callable[P, T]:
     Return the function by which other threads have *call* run in the thread of the request. Call
     this in the event loop.
 
+    Errors: what *call* raises; UnavailableError if that thread is busy with something else for
+    twice the deadline.
+
     Not by ``async_to_sync``, which has what it calls come back to the thread that called it.
     """
     loop = asyncio.get_running_loop()
@@ -60,8 +64,12 @@ def in_request_thread(call: Callable[P, T]) -> Callable[P, T]:
 
     def wait_for_call(*args: P.args, **kwargs: P.kwargs) -> T:
         running = asyncio.run_coroutine_threadsafe(in_own_thread(*args, **kwargs), loop)
-        # An event loop that was stopped would never answer.
-        return running.result(2 * conf.deadline_seconds)
+        try:
+            # An event loop that was stopped would never answer.
+            return running.result(2 * conf.deadline_seconds)
+        except TimeoutError:
+            running.cancel()
+        raise UnavailableError("The thread of the request is too busy to give an access token.")
 
     return wait_for_call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import timedelta
@@ -9,6 +10,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
@@ -19,7 +21,7 @@ from django.utils import timezone
 
 from everifin_django.connections import everifin_for, grants, ledger
 from everifin_django.models import BankToken, PendingRevocation
-from tests.projects.tenants.routing import in_tenant
+from tests.projects.tenants.routing import TenantRouter, in_tenant
 
 pytestmark = pytest.mark.django_db(transaction=True, databases=["one", "two"])
 
@@ -126,6 +128,43 @@ def in_pool(call: Any) -> Any:
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(run).result()
+
+
+def test_async_calls_that_are_gathered_read_their_own_tenants_bank(users, everifin):
+    async def ids(bank: Any) -> list[str]:
+        return [account.id async for account in bank.aaccounts()]
+
+    async def accounts(name: str) -> list[list[str]]:
+        with in_tenant(name):
+            bank = everifin_for(users[name])
+            return await asyncio.gather(ids(bank), ids(bank), ids(bank))
+
+    async def both() -> list[list[list[str]]]:
+        return await asyncio.gather(accounts("two"), accounts("one"))
+
+    expected = [[accounts_of(name, users[name])] * 3 for name in ("two", "one")]
+    assert async_to_sync(both)() == expected
+    everifin.expire_access_tokens()
+    assert async_to_sync(both)() == expected
+    assert expected[0] != expected[1]
+
+
+@pytest.mark.parametrize("path", ["/unmarked/", "/accounts/"])
+def test_a_router_that_raises_is_no_other_tenants_bank(users, everifin, monkeypatch, path):
+    visitor = browser("two", users["two"])
+
+    def refuse(*_arguments: Any, **_hints: Any) -> str:
+        raise PermissionError("no tenant")
+
+    original = TenantRouter.db_for_write
+
+    def only_for_others(self: Any, model: Any, **hints: Any) -> str:
+        return refuse() if model is BankToken else original(self, model, **hints)
+
+    monkeypatch.setattr(TenantRouter, "db_for_write", only_for_others)
+    with pytest.raises(PermissionError):
+        visitor.get(path)
+    assert not everifin.calls["token.refresh_token"]
 
 
 class TestOutsideOfTheTenantsContext:
