@@ -28,7 +28,13 @@ from everifin_django.models import (
 )
 
 
-class ReadOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # Django's own class takes no parameter at run time
+class PrimaryAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # Django's own class takes no parameter at run time
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        # What is chosen here is ended: a replica that lags behind would show what was there before.
+        return super().get_queryset(request).using(router.db_for_write(self.model))
+
+
+class ReadOnlyAdmin(PrimaryAdmin):
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
@@ -121,7 +127,7 @@ class BankTokenAdmin(ReadOnlyAdmin):
 
 
 @admin.register(LoginLink)
-class LoginLinkAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # as above
+class LoginLinkAdmin(PrimaryAdmin):
     """
     Who may log in with which Everifin account. Deleting a link releases the account; changing its
     user moves it. Both are in the log, and the users concerned are told by signals.

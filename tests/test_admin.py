@@ -9,9 +9,10 @@ from django.core.management import call_command
 from django.db import connection as database
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 
-from everifin_django.models import BankToken, PendingRevocation
-from everifin_django.testing.factories import BankTokenFactory
+from everifin_django.models import BankToken, LoginLink, Payment, PendingRevocation
+from everifin_django.testing.factories import BankTokenFactory, PaymentFactory
 
 CONNECTIONS = "/admin/everifin_django/banktoken/"
 PENDING = "/admin/everifin_django/pendingrevocation/"
@@ -211,3 +212,42 @@ class TestDelete:
         assert token not in admin_client.get(url).content.decode()
         admin_client.post(url, {"post": "yes"})
         self.assert_the_grant_waits(token)
+
+
+class ReplicaForReading:
+    """Reading this app's rows without naming a database meets one that does not exist."""
+
+    def db_for_read(self, model, **hints):
+        return "replica" if model._meta.app_label == "everifin_django" else None
+
+    def db_for_write(self, model, **hints):
+        return "default"
+
+    def allow_relation(self, *objects, **hints):
+        return True
+
+
+class TestReplica:
+    @pytest.fixture(autouse=True)
+    def replica(self, settings, connection, admin_user):
+        PaymentFactory(state="uncertain")
+        settings.DATABASE_ROUTERS = [f"{__name__}.ReplicaForReading"]
+
+    @pytest.mark.parametrize("model", [BankToken, LoginLink, Payment, PendingRevocation])
+    def test_its_pages_are_read_from_the_primary(self, model, admin_client):
+        name = f"admin:everifin_django_{model._meta.model_name}"
+        assert admin_client.get(reverse(f"{name}_changelist")).status_code == 200
+        for row in model.objects.using("default"):
+            assert admin_client.get(reverse(f"{name}_change", args=[row.pk])).status_code == 200
+
+    def test_what_is_disconnected_is_read_from_the_primary(self, connection, admin_client):
+        chosen = {"action": "disconnect", "_selected_action": [str(connection.pk)]}
+        answer = admin_client.post(reverse("admin:everifin_django_banktoken_changelist"), chosen)
+        assert answer.status_code == 302
+        assert BankToken.objects.using("default").get(pk=connection.pk).status == "disconnected"
+
+    def test_a_payment_is_ended_on_the_primary(self, admin_client):
+        payment = Payment.objects.using("default").get()
+        url = reverse("admin:everifin_django_payment_end", args=[payment.pk])
+        admin_client.post(url, {"outcome": "paid", "note": "seen on the statement"})
+        assert Payment.objects.using("default").get().state == "paid"
