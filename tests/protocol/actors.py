@@ -154,7 +154,7 @@ class System:
         self.everifin.double_spends = 0
         self.everifin.faults.clear()
         self.rows.all().delete()
-        row = BankToken(id=uuid.UUID(int=1), user=self.user)
+        row = BankToken(id=uuid.UUID(int=1), user_id=self.user.pk)
         self.version = row.token_version = 1
         for name, value in row.sealed(self.grant(), active_key()).items():
             setattr(row, name, value)
