@@ -374,8 +374,8 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
 
     def with_incident(self) -> BankTokenQuerySet:
         """Have each row know as ``incident_id`` whether an incident is under way (see Incident)."""
-        newest = primary(Incident).using(self.db).order_by("-pk").values("pk")[:1]
-        return self.annotate(incident_id=models.Subquery(newest))
+        any_incident = primary(Incident).using(self.db).values("pk")[:1]
+        return self.annotate(incident_id=models.Subquery(any_incident))
 
     def claimable(self) -> BankTokenQuerySet:
         """Return the connections that nobody is refreshing and that may be tried again."""

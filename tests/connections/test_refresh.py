@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import requests
-from django.db import OperationalError, connection, connections, transaction
+from django.db import DatabaseError, OperationalError, connection, connections, transaction
 from django.utils import timezone
 
 from everifin_django.conf import DEFAULT_KEY_PROVIDER, conf
@@ -136,6 +136,17 @@ class TestWindows:
         with django_assert_num_queries(1):
             assert ensure_fresh(user).token_version == 1
         assert everifin.calls["token.refresh_token"] == 0
+
+    def test_a_fresh_connection_has_the_values_that_the_orm_reads(self, connected):
+        row, stored = ensure_fresh(connected.user), _now(connected)
+        for field in BankToken._meta.concrete_fields:
+            assert getattr(row, field.attname) == getattr(stored, field.attname)
+        assert row.seen() == stored.seen()
+
+    def test_a_site_may_rename_the_tables(self, connected, monkeypatch):
+        monkeypatch.setattr(BankToken._meta, "db_table", "renamed")
+        with pytest.raises(DatabaseError, match="renamed"):
+            ensure_fresh(connected.user)
 
     def test_an_overdue_token_is_refreshed_once(self, overdue, everifin, heard):
         row: Any = ensure_fresh(overdue.user)
