@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -160,30 +161,32 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
                 "Does EVERIFIN_SCOPES ask for openid?"
             )
             raise LoginError("no_id_token")
+        log_in = partial(self._log_in, grant.claims, grant)
         try:
-            return self._log_in(grant.claims, grant)
+            return grants.repeat_until_stored(log_in)
         except IdentityTakenError:
             # The same person's first login, twice at once: the other one has just made the user.
-            return self._log_in(grant.claims, grant)
+            return grants.repeat_until_stored(log_in)
 
     def _log_in(self, claims: Claims, grant: Grant) -> Any:
-        with transaction.atomic(using=router.db_for_write(BankToken)):
-            try:
-                user = self.get_or_create_user(None, None, claims)
-            except LoginError:
-                raise
-            except SuspiciousOperation:
-                # mozilla-django-oidc's way to say that verify_claims returned False.
-                logger.warning("A login with Everifin was refused by this site's verify_claims.")
-                raise LoginRefusedError from None
-            if user is None:
-                raise LoginError("no_user")
-            if not self.user_can_authenticate(user):
-                raise LoginError("user_inactive")
-            identity = id_token.identity_of(claims)
-            if self.link is None:
-                links.create(user, identity, LoginLink.MadeBy.LOGIN)
-            grants.save_login_grant(user, grant.tokens, identity, grant.login_session_id)
+        try:
+            user = self.get_or_create_user(None, None, claims)
+        except LoginError:
+            raise
+        except SuspiciousOperation:
+            # mozilla-django-oidc's way to say that verify_claims returned False.
+            logger.warning("A login with Everifin was refused by this site's verify_claims.")
+            raise LoginRefusedError from None
+        if user is None:
+            raise LoginError("no_user")
+        if not self.user_can_authenticate(user):
+            raise LoginError("user_inactive")
+        identity, known = id_token.identity_of(claims), None
+        if self.link is None:
+            links.create(user, identity, LoginLink.MadeBy.LOGIN)
+        else:
+            known = links.connection_read_with(self.link)
+        grants.save_login_grant(user, grant.tokens, identity, grant.login_session_id, known=known)
         return user
 
     def filter_users_by_claims(self, claims: Claims) -> Any:
@@ -194,7 +197,7 @@ class EverifinBackend(ClaimsBackend, ModelBackend):
         Errors: LoginError for an account that is connected here but gives no login.
         """
         identity = id_token.identity_of(claims)
-        self.link = links.find(identity)
+        self.link = links.find_with_connection(identity)
         if self.link is None:
             if primary(BankToken).filter(identity_digest=identity.digest).exists():
                 raise LoginError("login_not_allowed")

@@ -272,6 +272,11 @@ def _between(start: Any, column: str) -> Any:
     return models.ExpressionWrapper(models.F(column) - start, output_field=models.DurationField())
 
 
+def any_incident(using: str) -> models.Subquery:
+    """Return the key of an incident that is under way in the database *using*, NULL without one."""
+    return models.Subquery(primary(Incident).using(using).values("pk")[:1])
+
+
 class BankTokenQuerySet(models.QuerySet["BankToken"]):
     """
     Selections of connections, each by an index. They say what ``health`` says of each row, at
@@ -374,8 +379,7 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
 
     def with_incident(self) -> BankTokenQuerySet:
         """Have each row know as ``incident_id`` whether an incident is under way (see Incident)."""
-        any_incident = primary(Incident).using(self.db).values("pk")[:1]
-        return self.annotate(incident_id=models.Subquery(any_incident))
+        return self.annotate(incident_id=any_incident(self.db))
 
     def claimable(self) -> BankTokenQuerySet:
         """Return the connections that nobody is refreshing and that may be tried again."""

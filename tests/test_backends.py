@@ -217,10 +217,10 @@ class TestRaces:
         """The same person's other login has just stored this identity, under a user of its own."""
         save, faults = grants.save_login_grant, [IdentityTakenError()]
 
-        def save_late(*args):
+        def save_late(*args, **options):
             if faults:
                 raise faults.pop()
-            return save(*args)
+            return save(*args, **options)
 
         monkeypatch.setattr(grants, "save_login_grant", save_late)
         assert everifin_connect(client, view="login").status_code == 302
@@ -230,7 +230,7 @@ class TestRaces:
     def test_a_first_login_that_always_comes_second_changes_nothing(
         self, everifin, everifin_connect, client, monkeypatch, django_user_model
     ):
-        def fail(*args):
+        def fail(*args, **options):
             raise IdentityTakenError
 
         monkeypatch.setattr(grants, "save_login_grant", fail)
@@ -241,7 +241,7 @@ class TestRaces:
     def test_a_failure_while_storing_leaves_no_user_and_no_grant(
         self, everifin, everifin_connect, client, monkeypatch, django_user_model
     ):
-        def fail(*args):
+        def fail(*args, **options):
             raise IntegrityError
 
         monkeypatch.setattr(grants, "save_login_grant", fail)

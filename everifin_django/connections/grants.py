@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urljoin
 
 from asgiref.sync import sync_to_async
@@ -62,7 +63,13 @@ from everifin_django.signals import everifin_connected, everifin_disconnected
 
 logger = logging.getLogger(__name__)
 
+StoredT = TypeVar("StoredT")
+
 SAVE_TRIES = 5
+
+
+class ConnectionChangedError(OperationalError):
+    """A connection has changed between reading and storing it. Nothing was stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,45 +122,50 @@ def save_grant(
     connection is to another identity; LoginError if the user is not active. Nothing is stored then.
     """
 
-    def save(row: BankToken | None) -> BankToken | None:
+    def save() -> BankToken:
+        row = _connection_of(user, identity)
         if row is not None and row.is_of_another(identity):
             raise IdentityMismatchError
         record_id = login_sessions.update(login_session_id, user, tokens)
         saved = _save(user, row or BankToken(user=user), tokens, identity, record_id)
-        if saved is not None and identity is not None:
+        if identity is not None:
             links.create_by_connecting(user, identity)
+        _require_active(user)
         return saved
 
-    saved = _repeat_until_stored(user, identity, save)
+    saved = repeat_until_stored(save)
     _connected(user, saved)
     return saved
 
 
 def save_login_grant(
-    user: Any, tokens: TokenSet, identity: Identity, login_session_id: uuid.UUID
+    user: Any,
+    tokens: TokenSet,
+    identity: Identity,
+    login_session_id: uuid.UUID,
+    *,
+    known: BankToken | None = None,
 ) -> BankToken | None:
     """
     Store a login and its grant, which becomes the user's connection, and return that; None where a
     login leaves the connection alone: it was disconnected on purpose, or belongs to another of the
-    user's identities. The record of the login then holds the grant. Some six queries.
+    user's identities. The record of the login then holds the grant.
+
+    In the caller's transaction, which ``repeat_until_stored`` repeats. Some six queries; one less
+    with *known*, the user's connection as this transaction has read it.
 
     Errors: IdentityTakenError if *identity* is connected to another user; LoginError if the user is
     not active. Nothing is stored then.
     """
-
-    def save(row: BankToken | None) -> BankToken | None:
-        if row is not None and _is_left_alone(row, identity):
-            saved: BankToken | None = row
-        else:
-            new = row or BankToken(user=user)
-            saved = _save(user, new, tokens, identity, login_session_id)
-        if saved is not None:
-            holds_grant = saved.login_session_id != login_session_id
-            login_sessions.create(login_session_id, user, tokens, identity, holds_grant=holds_grant)
-        return saved
-
-    saved = _repeat_until_stored(user, identity, save)
-    if saved.login_session_id != login_session_id:
+    row = known if _is_all_there_is(known, user, identity) else _connection_of(user, identity)
+    if row is not None and _is_left_alone(row, identity):
+        saved = row
+    else:
+        saved = _save(user, row or BankToken(user=user), tokens, identity, login_session_id)
+    holds_grant = saved.login_session_id != login_session_id
+    login_sessions.create(login_session_id, user, tokens, identity, holds_grant=holds_grant)
+    _require_active(user)
+    if holds_grant:
         return None
     _connected(user, saved)
     return saved
@@ -469,23 +481,17 @@ def same_version(row: BankToken) -> QuerySet[BankToken]:
     return BankToken.objects.using(alias()).filter(pk=row.pk, token_version=row.token_version)
 
 
-def _repeat_until_stored(
-    user: Any, identity: Identity | None, save: Callable[[BankToken | None], BankToken | None]
-) -> BankToken:
-    for tries_left in reversed(range(SAVE_TRIES)):
-        row = _connection_of(user, identity)
-        try:
-            with transaction.atomic(using=alias()):
-                saved = save(row)
-                _require_active(user)
-        except IntegrityError:
-            # Another process stored this user or this identity between the statements.
-            if not tries_left:
-                raise
-            continue
-        if saved is not None:
-            return saved
-    raise OperationalError("The connection kept changing while it was to be stored.")
+def repeat_until_stored(store: Callable[[], StoredT]) -> StoredT:
+    """
+    Return what *store* returns, which reads a connection and stores a grant in it, in a transaction
+    of its own. It is called again where another process has stored this user, this identity or new
+    tokens between its statements.
+    """
+    for _try in range(SAVE_TRIES - 1):
+        with suppress(IntegrityError, ConnectionChangedError), transaction.atomic(using=alias()):
+            return store()
+    with transaction.atomic(using=alias()):
+        return store()
 
 
 def _require_active(user: Any) -> None:
@@ -499,6 +505,16 @@ def _require_active(user: Any) -> None:
     now = users.filter(pk=user.pk).first()
     if now is None or not now.is_active:
         raise LoginError("user_inactive")
+
+
+def _is_all_there_is(row: BankToken | None, user: Any, identity: Identity) -> bool:
+    """Is *row* the user's connection, and to *identity*, which then nobody else is connected to?"""
+    return (
+        row is not None
+        and row.user_id == user.pk
+        and row.identity_digest == identity.digest
+        and database_of(row) == database_for(user)
+    )
 
 
 def _is_left_alone(row: BankToken, identity: Identity) -> bool:
@@ -545,8 +561,8 @@ def _save(
     tokens: TokenSet,
     identity: Identity | None,
     login_session_id: uuid.UUID | None,
-) -> BankToken | None:
-    """The stored connection, or None if it moved on since it was read."""
+) -> BankToken:
+    """The stored connection. Errors: ConnectionChangedError if it moved on since it was read."""
     columns = {
         **EMPTY_COLUMNS,
         **row.sealed(tokens, active_key()),
@@ -564,7 +580,7 @@ def _save(
         return _as_stored(BankToken.objects.using(alias()).create(pk=row.pk, user=user, **columns))
     was_stopped = row.is_stopped()
     if not same_version(row).update(**columns):
-        return None
+        raise ConnectionChangedError("The connection kept changing while it was to be stored.")
     shares_session = bool(row.sid) and row.sid == tokens.sid
     if was_stopped:
         # It was ended with many others, and its token is still to be moved.

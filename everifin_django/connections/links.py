@@ -18,7 +18,7 @@ from django.utils.module_loading import import_string
 
 from everifin_django.conf import conf
 from everifin_django.exceptions import IdentityTakenError
-from everifin_django.models import LoginLink
+from everifin_django.models import BankToken, LoginLink, any_incident
 from everifin_django.oauth.id_token import Identity
 from everifin_django.signals import login_link_created, login_link_removed
 
@@ -37,6 +37,23 @@ def are_used() -> bool:
 def find(identity: Identity) -> LoginLink | None:
     """Return the link of *identity* with its user, None if nobody has it. One query."""
     return _links().select_related("user").filter(digest=identity.digest).first()
+
+
+def find_with_connection(identity: Identity) -> LoginLink | None:
+    """As ``find``, with what ``connection_read_with`` returns. One query."""
+    links = _links().select_related("user__bank_token").annotate(incident_id=any_incident(alias()))
+    return links.filter(digest=identity.digest).first()
+
+
+def connection_read_with(link: LoginLink) -> BankToken | None:
+    """
+    Return the connection of the link's user as ``find_with_connection`` has read it, and whether an
+    incident is under way, as ``with_incident`` does. No query.
+    """
+    connection: BankToken | None = getattr(link.user, "bank_token", None)
+    if connection is not None:
+        connection.incident_id = link.incident_id  # type: ignore[attr-defined]  # annotated
+    return connection
 
 
 def may_log_in(link: LoginLink) -> bool:
@@ -82,9 +99,8 @@ def create(user: Any, identity: Identity, made_by: LoginLink.MadeBy) -> LoginLin
 
     Errors: IdentityTakenError if another user has it.
     """
-    alias = router.db_for_write(LoginLink)
     try:
-        with transaction.atomic(using=alias):
+        with transaction.atomic(using=alias()):
             created = _links().create(
                 user=user,
                 issuer=identity.issuer,
@@ -126,15 +142,14 @@ def remove_made_by_connecting(*users: Any) -> None:
         return
     made = list(_links().filter(user__in=users, made_by=MadeBy.CONNECT).select_related("user"))
     if made:
-        alias = router.db_for_write(LoginLink)
-        _links().filter(pk__in=[existing.pk for existing in made])._raw_delete(alias)
+        _links().filter(pk__in=[existing.pk for existing in made])._raw_delete(alias())
     for existing in made:
         _announce(login_link_removed, existing)
 
 
 def remove(existing: LoginLink) -> None:
     """Remove *existing*, so that nobody can log in by it. One statement."""
-    if _links().filter(pk=existing.pk)._raw_delete(router.db_for_write(LoginLink)):
+    if _links().filter(pk=existing.pk)._raw_delete(alias()):
         _announce(login_link_removed, existing)
 
 
@@ -146,8 +161,12 @@ def move(existing: LoginLink, user: Any) -> None:
         _announce(login_link_created, moved)
 
 
+def alias() -> str:
+    return router.db_for_write(LoginLink)
+
+
 def _links() -> QuerySet[LoginLink]:
-    return LoginLink.objects.using(router.db_for_write(LoginLink))
+    return LoginLink.objects.using(alias())
 
 
 def _announce(signal: Signal, changed: LoginLink) -> None:
@@ -156,4 +175,4 @@ def _announce(signal: Signal, changed: LoginLink) -> None:
     def send() -> None:
         signal.send_robust(sender=LoginLink, user=changed.user, made_by=changed.made_by)
 
-    transaction.on_commit(send, using=router.db_for_write(LoginLink), robust=True)
+    transaction.on_commit(send, using=alias(), robust=True)

@@ -16,6 +16,7 @@ import secrets
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -93,8 +94,8 @@ class Flow:
 
 def begin(request: HttpRequest, response: HttpResponse, state: str, flow: Flow) -> None:
     """
-    Store *flow* under *state*, and bind it to the browser by a cookie of its own. One INSERT. A
-    browser keeps ten, the newest.
+    Store *flow* under *state*, and bind it to the browser by a cookie of its own. One INSERT, and a
+    little housekeeping. A browser keeps ten, the newest.
     """
     digest = digest_of(state)
     browser = f"{time.time_ns()}-{secrets.token_urlsafe(32)}"
@@ -112,6 +113,10 @@ def begin(request: HttpRequest, response: HttpResponse, state: str, flow: Flow) 
     )
     for name in _oldest_cookies(request):
         response.delete_cookie(name, **_cookie_scope(), samesite="Lax")
+    # The system checks import this module, and need no HTTP client.
+    from everifin_django.connections import housekeeping
+
+    housekeeping.by_chance()
 
 
 def find(state: Secret) -> Flow | None:
@@ -187,19 +192,20 @@ def _read(row: LoginFlow) -> Flow:
 
 def consume_once(text: str) -> bool:
     """
-    Spend *text*, which serves once; return whether it was still unspent. Two short statements, and
-    a little housekeeping.
+    Spend *text*, which serves once; return whether it was still unspent. One statement.
     """
     try:
-        with transaction.atomic(using=alias()):
+        with _savepoint():
             SpentState.objects.using(alias()).create(digest=digest_of(text), spent_at=DatabaseNow())
     except IntegrityError:
         return False
-    # The system checks import this module, and need no HTTP client.
-    from everifin_django.connections import housekeeping
-
-    housekeeping.by_chance()
     return True
+
+
+def _savepoint() -> AbstractContextManager[Any]:
+    """What a failing statement is undone to; without a transaction that happens by itself."""
+    is_alone = transaction.get_autocommit(using=alias())
+    return nullcontext() if is_alone else transaction.atomic(using=alias())
 
 
 def is_spent(text: str) -> bool:

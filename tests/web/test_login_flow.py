@@ -7,7 +7,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from django.contrib.sessions.models import Session
 from django.core.exceptions import ImproperlyConfigured
-from django.test import RequestFactory
+from django.db import connection
+from django.test import Client, RequestFactory
+from django.test.utils import CaptureQueriesContext
 
 from everifin_django.connections import housekeeping
 from everifin_django.models import LoginFlow, SpentState
@@ -210,6 +212,27 @@ class TestFinish:
     def test_a_spent_state_is_kept_as_a_hash(self, browser, back):
         browser.get(back)
         assert SpentState.objects.get().digest not in back
+
+
+@pytest.mark.django_db(transaction=True)
+class TestCost:
+    """Statements, BEGIN and COMMIT among them."""
+
+    def come_back(self, everifin, client) -> int:
+        url = everifin.authorize(redirect_target(client.post(LOGIN)))
+        with CaptureQueriesContext(connection) as queries:
+            assert client.get(url).status_code == 302
+        return len(queries)
+
+    def test_a_user_who_logged_out_comes_back(self, everifin, client):
+        self.come_back(everifin, client)
+        client.post("/everifin/logout/")
+        assert self.come_back(everifin, client) == 18
+
+    def test_a_user_comes_back_in_another_browser(self, everifin, client):
+        """The grant of the first one moves to its record: two more."""
+        self.come_back(everifin, client)
+        assert self.come_back(everifin, Client()) == 20
 
 
 class TestNext:
