@@ -28,6 +28,9 @@ MAX_EXPONENT = 30
 """More digits no amount has, and arithmetic with millions of them would take a worker hours."""
 
 MAX_ID_LENGTH = 255
+# Written as unions they would be made anew for each value.
+_OF_AN_AMOUNT = (Decimal, int, str)
+_OF_AN_ID = (str, int)
 MAX_COUNT = 10**9
 
 reported: set[str] = set()
@@ -135,7 +138,7 @@ def rows_of(found: Any, read: Callable[[Any], T], path: str) -> tuple[T, ...]:
 
 def identifier(value: Any, name: str) -> str:
     """Return an id as a string. Errors: TypeError, ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    if isinstance(value, bool) or not isinstance(value, _OF_AN_ID):
         raise TypeError(f"{name} is not a string or a whole number")
     found = str(value)
     if not 0 < len(found) <= MAX_ID_LENGTH:
@@ -154,7 +157,7 @@ def text(value: Any, name: str) -> str | None:
 
 def amount(value: Any, name: str) -> Decimal:
     """Return an amount of money. Errors: TypeError, ArithmeticError, ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | str | Decimal):
+    if isinstance(value, bool) or not isinstance(value, _OF_AN_AMOUNT):
         raise TypeError(f"{name} is not a number")
     number = value if isinstance(value, Decimal) else Decimal(value)
     if number.is_finite() and -MAX_EXPONENT <= number.adjusted() <= MAX_EXPONENT:
