@@ -175,18 +175,19 @@ def read_page(
     names = conf.api_fields["pagination"]
     last, total = (whole_number(told.get(names[name])) for name in ("last", "total"))
     following = told.get(names["next_page_url"], _UNSAID)
-    return Page(number, rows, _has_next(following, last, number), last, total)
+    is_beyond = not rows and last is not None and number > last
+    has_next = False if is_beyond else _has_next(following, last, number)
+    return Page(number, rows, has_next, last, total)
 
 
 _UNSAID = object()
 
 
 def _has_next(following: Any, last: int | None, number: int) -> bool | None:
-    if last is not None and number >= last:
-        return False
-    if following is None or following is False or following == "":
-        return False
-    return True if following is not _UNSAID or last is not None else None
+    """A next page that is named is asked for, also where the number of the last one denies it."""
+    if following is not _UNSAID:
+        return following is not None and following is not False and following != ""
+    return None if last is None else number < last
 
 
 def _read_row(decode: Callable[[Any], R], raw: Any, path: str, number: int) -> R:

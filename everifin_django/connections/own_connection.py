@@ -99,8 +99,9 @@ def _without_pool(connection: Any) -> dict[str, Any]:
     options = dict(connection.settings_dict.get("OPTIONS") or {})
     options.pop("pool", None)
     if connection.vendor in ("postgresql", "mysql"):
-        given = options.get("connect_timeout")
-        options["connect_timeout"] = min(int(given or CONNECT_SECONDS), CONNECT_SECONDS)
+        # For PostgreSQL 0 and less mean without end.
+        given = int(options.get("connect_timeout") or 0)
+        options["connect_timeout"] = CONNECT_SECONDS if given < 1 else min(given, CONNECT_SECONDS)
     if connection.vendor == "sqlite":
         options["timeout"] = SQLITE_LOCK_SECONDS
     return {**connection.settings_dict, "OPTIONS": options}

@@ -9,6 +9,7 @@ client secret again), the length, speed and encoding of an answer, and its media
 from __future__ import annotations
 
 import json
+import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ E = TypeVar("E", bound=APIError)
 AGENT = f"everifin-django/{__version__}"
 CHUNK_BYTES = 16_384
 MAX_RETRY_AFTER_SECONDS = 24 * 3600
-MAX_DATE_LENGTH = 64
+MAX_RETRY_AFTER_LENGTH = 64
+_NUMBERS = re.compile(r"[0-9]+(\.[0-9]+)?(\s*,\s*[0-9]+(\.[0-9]+)?)*")
 
 FIRST_PAUSE_SECONDS = 0.1
 PASSING_STATUSES = frozenset({408, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 523, 524})
@@ -98,12 +100,13 @@ class Answer:
         What Retry-After asks for, as seconds from now, at most a day; None without a usable header.
         Source: RFC 9110, 10.2.3.
         """
-        value = self.headers.get("Retry-After", "").strip()
-        if value.isascii() and value.isdecimal() and len(value) < 10:
-            seconds = float(value)
+        value = self.headers.get("Retry-After", "").strip()[:MAX_RETRY_AFTER_LENGTH]
+        if _NUMBERS.fullmatch(value):
+            # Two headers, of the server and of a proxy before it, arrive as one with a comma.
+            seconds = max(float(one) for one in value.split(","))
         else:
             try:
-                at = parsedate_to_datetime(value[:MAX_DATE_LENGTH])
+                at = parsedate_to_datetime(value)
                 seconds = (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
             except Exception:  # noqa: BLE001 - whatever the parser makes of a stranger's header
                 return None

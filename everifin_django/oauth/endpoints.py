@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from everifin_django.exceptions import (
 )
 from everifin_django.http.client import MAYBE_DONE_STATUSES, Answer, send
 from everifin_django.secret import Secret, hides_frames
+
+logger = logging.getLogger(__name__)
 
 MAX_BYTES = 64 * 1024
 MAX_LIFETIME_SECONDS = 24 * 3600
@@ -243,8 +246,7 @@ def read_tokens(decoded: Any, issued_at: datetime) -> TokenSet:
     Return what the token endpoint's decoded answer holds. A refresh token that came is kept,
     whatever is odd beside it.
 
-    Errors: ValueError if there is neither an access token nor a refresh token, or the latter cannot
-    be one.
+    Errors: ValueError if there is neither an access token nor a refresh token.
     Source: RFC 6749, section 5.1.
     """
     if not isinstance(decoded, dict):
@@ -287,15 +289,21 @@ def _access_token(decoded: Mapping[str, Any]) -> Secret | None:
 
 def _refresh_token(decoded: Mapping[str, Any]) -> Secret | None:
     """
-    None if none came. Errors: ValueError for what cannot be one. Source: RFC 6749, appendix A.17:
-    visible ASCII, and spaces.
+    None if none came, or what came is no text that can be sent back. RFC 6749, appendix A.17, has
+    visible ASCII and spaces; a form carries more.
     """
     value = decoded.get("refresh_token")
     if value is None or value == "":
         return None
-    if not isinstance(value, str) or not VSCHARS.fullmatch(value):
-        raise ValueError("the refresh token is not one")
+    if not isinstance(value, str) or not _is_utf8(value):
+        logger.error("Everifin's refresh token is not a text. Its user has to connect again soon.")
+        return None
     return Secret(value)
+
+
+def _is_utf8(text: str) -> bool:
+    """Half a character, as JSON can escape it, cannot be encoded."""
+    return text.isascii() or text == text.encode(errors="replace").decode()
 
 
 def _id_token(decoded: Mapping[str, Any]) -> Secret | None:

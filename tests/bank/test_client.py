@@ -590,15 +590,11 @@ class TestPages:
             ({"nextPageUrl": False}, 1),
             ({"nextPageUrl": ""}, 1),
             ({"nextPageUrl": None, "last": 9}, 1),
-            ({"nextPageUrl": "/?page=2", "last": 1}, 1),
-            ({"nextPageUrl": "/?page=2", "last": 2}, 2),
             ({"last": 2}, 2),
             ({"last": 1}, 1),
             ({"last": 0}, 1),
             ({"last": "2"}, 2),
             ({"last": "3", "page": "1"}, 3),
-            ({"nextPageUrl": 2, "last": 2}, 2),
-            ({"nextPageUrl": "https://evil.test/?page=2", "last": 3}, 3),
         ],
         ids=repr,
     )
@@ -607,6 +603,18 @@ class TestPages:
             answer(page({"id": number}, **pagination), times=1)
         assert [one.id for one in client.banks()] == [str(n + 1) for n in range(requests)]
         assert everifin.calls["api"] == requests
+
+    @pytest.mark.parametrize("following", ["/?page=2", 2, "https://evil.test/?page=2", {}])
+    @pytest.mark.parametrize("last", [0, 1, 2, "2"])
+    def test_a_next_page_that_is_named_is_asked_for(
+        self, client, everifin, answer, following, last
+    ):
+        """Also after the last one, where an empty page ends the list at once."""
+        told = {"nextPageUrl": following, "last": last}
+        for rows in ([{"id": 1}], [{"id": 2}], [{"id": 3}], []):
+            answer(page(*rows, **told), times=1)
+        assert [one.id for one in client.banks()] == ["1", "2", "3"]
+        assert everifin.calls["api"] == 4
 
     @pytest.mark.parametrize(
         "told",

@@ -221,6 +221,20 @@ class TestBounds:
         assert seen[0] is not connections["default"]
 
 
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="SQLite connects to nobody")
+@pytest.mark.parametrize(
+    ("given", "used"), [(None, 3), (0, 3), (-1, 3), ("-1", 3), ("", 3), (1, 1), ("2", 2), (60, 3)]
+)
+def test_connecting_never_takes_longer_than_three_seconds(monkeypatch, given, used):
+    """For PostgreSQL, 0 and less mean without end."""
+    options = {**connection.settings_dict.get("OPTIONS", {}), "connect_timeout": given}
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", options)
+    seen: Any = own_connection.run(
+        "default", lambda: connections["default"].settings_dict["OPTIONS"], time.monotonic() + 20
+    )
+    assert seen["connect_timeout"] == used
+
+
 @pytest.mark.skipif("connection.vendor != 'sqlite'", reason="What is tried is SQLite's")
 class TestSQLite:
     @pytest.fixture

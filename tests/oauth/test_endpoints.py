@@ -315,20 +315,33 @@ class TestAnswers:
         assert (granted.access, granted.refresh) == (None, Secret("r t"))
         assert granted.expires_at == granted.issued_at
 
-    @pytest.mark.parametrize("token", [*NO_TOKENS])
-    def test_a_refresh_token_that_cannot_be_one_loses_the_answer(self, answer, token):
+    @pytest.mark.parametrize("token", ["\ud800", 5, 0, 1.5, True, False, ["a"], [], {"a": 1}, {}])
+    def test_a_refresh_token_that_cannot_be_one_leaves_the_access_token(
+        self, answer, caplog, token
+    ):
         answer({**TOKENS, "refresh_token": token})
+        granted = refresh_canary()
+        assert (granted.access, granted.refresh) == (Secret(f"a.{CANARY}"), None)
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+    @pytest.mark.parametrize("token", ["\ud800", 5, True, ["a"], {"a": 1}])
+    def test_two_tokens_that_cannot_be_any_lose_the_answer(self, answer, token):
+        answer({**TOKENS, "access_token": None, "refresh_token": token})
         refused(refresh_canary, AnswerLostError)
 
-    @pytest.mark.parametrize("token", [" ", "a b", " a", "a ", "~!\"#%&'()*+", "x" * 30_000])
-    def test_a_refresh_token_holds_any_visible_character_and_spaces(self, answer, token):
+    @pytest.mark.parametrize(
+        "token",
+        [" ", "a b", " a", "a ", "~!\"#%&'()*+", "x" * 30_000, "a\n", "ž", "a\x7f", "😀", "a\0"],
+    )
+    def test_a_refresh_token_holds_whatever_a_form_carries(self, answer, token):
         answer({**TOKENS, "refresh_token": token})
         assert refresh_canary().refresh == Secret(token)
 
-    def test_it_comes_back_as_it_was(self, everifin, answer):
+    @pytest.mark.parametrize("token", [' a+b c%20&=" ', "ž", "a\n", "a\0b", "😀"])
+    def test_it_comes_back_as_it_was(self, everifin, answer, token):
         """Also a space at either end, and what a form encodes."""
-        refused(lambda: refresh(Secret(' a+b c%20&=" ')), RefusedError)
-        assert everifin.last_request["token"].form["refresh_token"] == ' a+b c%20&=" '
+        refused(lambda: refresh(Secret(token)), RefusedError)
+        assert everifin.last_request["token"].form["refresh_token"] == token
 
     @pytest.mark.parametrize(
         "changes",
