@@ -150,7 +150,8 @@ class Client(AsyncCalls):
         Iterate over an account's transactions that match all filters. One request a page.
 
         *updated_from* finds rows new or changed since, *created_from* only new ones. A date counts
-        from midnight UTC, and as a ``_to`` until its end; strings are ISO 8601.
+        from midnight UTC, and as a ``_to`` until its end; a datetime without a time zone is of
+        Django's current one; strings are ISO 8601.
         Errors: NotFoundError; InvalidRequestError names the filter Everifin refused, or the string
         that is no date, before anything is sent.
         Source: Everifin documents the four ``_from`` filters; the ``_to`` ones, *direction*, paging

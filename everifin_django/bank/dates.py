@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, time
 
+from django.utils import timezone
+
 from everifin_django.exceptions import InvalidRequestError
 
 DAY_END = time(23, 59, 59, 999_000)
@@ -14,11 +16,13 @@ def parse(name: str, value: date | str | None, at: time = time()) -> datetime | 
     Return the datetime in UTC that *value* of the filter *name* means; a date counts from *at*.
 
     Errors: InvalidRequestError for a string that is no date in ISO 8601, or beyond the calendar;
-    ValueError for a datetime without a time zone.
+    TypeError for what is neither.
     """
     found = _parsed(name, value) if isinstance(value, str) else value
     if found is None:
         return None
+    if not isinstance(found, date):
+        raise TypeError(f"{name} takes a date, a datetime or a string.")
     try:
         return in_utc(found, at)
     except OverflowError:
@@ -27,11 +31,12 @@ def parse(name: str, value: date | str | None, at: time = time()) -> datetime | 
 
 
 def in_utc(value: date, at: time = time()) -> datetime:
-    """Return *value* in UTC; a date is that day *at* a time. Errors: ValueError, OverflowError."""
+    """
+    Return *value* in UTC; a date is that day *at* a time, and a datetime without a time zone, as
+    Django makes them with USE_TZ off, is of the current one. Errors: OverflowError.
+    """
     found = value if isinstance(value, datetime) else datetime.combine(value, at, UTC)
-    if found.tzinfo is None:
-        raise ValueError("A datetime for Everifin needs a time zone.")
-    return found.astimezone(UTC)
+    return (timezone.make_aware(found) if timezone.is_naive(found) else found).astimezone(UTC)
 
 
 def timestamp(value: datetime) -> str:

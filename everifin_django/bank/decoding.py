@@ -9,6 +9,7 @@ logged once in a process, by its path and never with its value, and stays in ``r
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import MAXYEAR, MINYEAR, UTC, date, datetime
@@ -31,6 +32,9 @@ MAX_ID_LENGTH = 255
 # Written as unions they would be made anew for each value.
 _OF_AN_AMOUNT = (Decimal, int, str)
 _OF_AN_ID = (str, int)
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+"""Python would also read spaces, underscores and other alphabets' digits."""
 MAX_COUNT = 10**9
 
 reported: set[str] = set()
@@ -159,6 +163,8 @@ def amount(value: Any, name: str) -> Decimal:
     """Return an amount of money. Errors: TypeError, ArithmeticError, ValueError."""
     if isinstance(value, bool) or not isinstance(value, _OF_AN_AMOUNT):
         raise TypeError(f"{name} is not a number")
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise ValueError(f"{name} is no number")
     number = value if isinstance(value, Decimal) else Decimal(value)
     if number.is_finite() and -MAX_EXPONENT <= number.adjusted() <= MAX_EXPONENT:
         return number

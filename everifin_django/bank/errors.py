@@ -166,7 +166,7 @@ def _first_error(decoded: Any) -> Mapping[str, Any]:
 def _decoded(answer: Answer) -> Any:
     """The decoded JSON without what no database takes; None for all else than JSON."""
     try:
-        decoded = answer.json()
+        decoded = answer.json(numbers_as_text=True)
         # Both come as escapes only: their bytes are not UTF-8, or not JSON.
         if b"\\" in answer.body and UNSTORABLE.search(answer.body):
             decoded = replace_unstorable(decoded)

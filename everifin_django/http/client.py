@@ -70,14 +70,15 @@ class Answer:
     body: bytes = field(repr=False)
 
     @hides_frames
-    def json(self) -> Any:
+    def json(self, *, numbers_as_text: bool = False) -> Any:
         """
         Return the decoded body, with or without a byte order mark (RFC 8259, section 8.1).
 
-        Errors: AnswerError for anything but strict JSON.
+        Errors: AnswerError for anything but strict JSON, as ``strict_json`` has it.
         """
         try:
-            return strict_json(self.body.removeprefix(BOM_UTF8))
+            body = self.body.removeprefix(BOM_UTF8)
+            return strict_json(body, numbers_as_text=numbers_as_text)
         except ValueError as error:
             raise self.error(AnswerError, "with something other than JSON") from error
 

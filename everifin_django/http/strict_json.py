@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from decimal import Clamped, Context, Inexact, InvalidOperation, Overflow, Subnormal
+from decimal import Clamped, Context, Decimal, Inexact, InvalidOperation, Overflow, Subnormal
 from typing import Any
 
 from everifin_django.secret import hides_frames
+
+MAX_DIGITS = 400
+"""Python itself refuses to read more than some thousands."""
 
 MAX_DEPTH = 100
 """Far below what makes a recursive function fail, and far above what anybody means."""
@@ -27,9 +30,10 @@ _FRACTIONS = Context(
 
 
 @hides_frames
-def strict_json(text: str | bytes) -> Any:
+def strict_json(text: str | bytes, *, numbers_as_text: bool = False) -> Any:
     """
-    Return decoded JSON, its fractions as Decimal, because they may be money.
+    Return decoded JSON, its fractions as Decimal, because they may be money. With *numbers_as_text*
+    a number without end is its text: whoever reads that field decides what it means.
 
     Errors: ValueError for all else, also for a repeated key, NaN, bytes that are not UTF-8, numbers
     without end, and more than MAX_DEPTH levels.
@@ -39,7 +43,8 @@ def strict_json(text: str | bytes) -> Any:
             text.decode() if isinstance(text, bytes) else text,
             object_pairs_hook=_unique,
             parse_constant=_refuse,
-            parse_float=_FRACTIONS.create_decimal,
+            parse_float=_fraction_or_text if numbers_as_text else _FRACTIONS.create_decimal,
+            parse_int=_whole_or_text if numbers_as_text else None,
         )
     except Exception as error:
         # One of our own: a JSONDecodeError carries the whole text.
@@ -47,6 +52,17 @@ def strict_json(text: str | bytes) -> Any:
     if _depth_exceeds(MAX_DEPTH, decoded):
         raise ValueError("The JSON is nested too deeply.")
     return decoded
+
+
+def _fraction_or_text(text: str) -> Decimal | str:
+    try:
+        return _FRACTIONS.create_decimal(text)
+    except ArithmeticError:
+        return text
+
+
+def _whole_or_text(text: str) -> int | str:
+    return int(text) if len(text) <= MAX_DIGITS else text
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

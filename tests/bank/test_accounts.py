@@ -233,7 +233,11 @@ def test_an_amount_of_another_kind_is_refused(value):
 
 
 @pytest.mark.parametrize(
-    "value", ["", "x", "NaN", "Infinity", "-inf", "1e31", "1e-31", "1e999999999", 10**31]
+    "value",
+    [
+        *["", "x", "NaN", "Infinity", "-inf", "1e31", "1e-31", "1e999999999", 10**31],
+        *["1_000", "٣", " 1", "1 ", "1\n", "1,50", "1 000", "0x1", "--1", "1e", "+", "1.", ".5"],
+    ],
 )
 def test_an_amount_that_is_none_is_refused(value):
     with pytest.raises(RowError, match="its amount"):

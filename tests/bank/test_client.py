@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
+from datetime import timezone as offset
 from decimal import Decimal
 from functools import partial
 from itertools import islice
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.paginator import Paginator
+from django.utils import timezone
 
 from everifin_django.api_names import DEFAULT_API_PATHS
 from everifin_django.bank import decoding
@@ -327,7 +329,7 @@ class TestRequests:
         assert everifin.calls["api"] == 0
 
     def test_filters_are_sent_in_everifins_spelling(self, client, account_id, everifin):
-        moment = datetime(2026, 3, 4, 9, 11, 2, 120_999, tzinfo=timezone(timedelta(hours=1)))
+        moment = datetime(2026, 3, 4, 9, 11, 2, 120_999, tzinfo=offset(timedelta(hours=1)))
         list(
             client.transactions(
                 account_id,
@@ -369,10 +371,44 @@ class TestRequests:
         query = everifin.last_request["api.transactions"].query
         assert query == {"page": "1", "countPerPage": "50"}
 
-    def test_a_datetime_without_time_zone_is_the_callers_mistake(self, client, account_id):
-        naive = datetime(2026, 3, 4)  # noqa: DTZ001 - which is the mistake
-        with pytest.raises(ValueError, match="needs a time zone"):
-            client.transactions(account_id, updated_from=naive)
+    @pytest.mark.parametrize("use_tz", [True, False])
+    @pytest.mark.parametrize(
+        ("zone", "sent"),
+        [
+            ("America/New_York", "2026-03-04T13:11:02.000Z"),
+            ("Europe/Bratislava", "2026-03-04T07:11:02.000Z"),
+        ],
+    )
+    @pytest.mark.parametrize("given", [datetime(2026, 3, 4, 8, 11, 2), "2026-03-04T08:11:02"])  # noqa: DTZ001 - as with USE_TZ off
+    def test_a_datetime_without_time_zone_is_of_the_current_one(  # noqa: PLR0913, PLR0917
+        self, client, account_id, everifin, settings, use_tz, zone, sent, given
+    ):
+        settings.USE_TZ, settings.TIME_ZONE = use_tz, zone
+        list(islice(client.transactions(account_id, updated_from=given), 1))
+        assert everifin.last_request["api.transactions"].query["updatedFrom"] == sent
+
+    @pytest.mark.parametrize("use_tz", [True, False])
+    def test_what_django_calls_now_is_now(self, client, account_id, everifin, settings, use_tz):
+        settings.USE_TZ, settings.TIME_ZONE = use_tz, "America/New_York"
+        list(islice(client.transactions(account_id, created_from=timezone.now()), 1))
+        sent = everifin.last_request["api.transactions"].query["createdFrom"]
+        assert abs(datetime.fromisoformat(sent) - datetime.now(UTC)) < timedelta(minutes=10)
+
+    @pytest.mark.parametrize(
+        ("zone", "given"),
+        [("Europe/Bratislava", "0001-01-01T00:00:00"), ("America/New_York", "9999-12-31T23:59:59")],
+    )
+    def test_a_datetime_at_the_edge_of_the_calendar_is_named(
+        self, client, account_id, settings, zone, given
+    ):
+        settings.TIME_ZONE = zone
+        call = partial(client.transactions, account_id, updated_from=given)
+        assert refused(call, InvalidRequestError).field == "updatedFrom"
+
+    @pytest.mark.parametrize("given", [5, True, 1.5, [], b"2026-03-04", time(8)])
+    def test_what_is_no_date_at_all_is_named(self, client, account_id, given):
+        with pytest.raises(TypeError, match="valueDateTo takes a date"):
+            client.transactions(account_id, value_date_to=given)
 
     @pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "2026-03-04T25:00Z"])
     def test_a_text_that_is_no_date_is_named_before_anything_is_sent(
@@ -396,10 +432,6 @@ class TestRequests:
     def test_texts_are_sent_in_everifins_spelling(self, client, account_id, everifin, text, sent):
         list(islice(client.transactions(account_id, updated_from=text), 1))
         assert everifin.last_request["api.transactions"].query["updatedFrom"] == sent
-
-    def test_a_text_without_zone_is_the_callers_mistake(self, client, account_id):
-        with pytest.raises(ValueError, match="needs a time zone"):
-            client.transactions(account_id, updated_from="2026-03-04T08:11:02")
 
 
 class TestChanges:
@@ -861,9 +893,21 @@ class TestShapes:
         assert only.name == "a?"
         assert only.raw["more"] == [{"?": "😀"}]
 
-    def test_money_that_is_none_is_not_understood(self, client, answer):
-        answer('{"data": [{"id": 1, "amount": 1e999999999}]}')
-        refused(lambda: list(client.transactions("1")), AnswerError)
+    @pytest.mark.parametrize("number", ["1e999999999", "1e-400", "9" * 5000])
+    def test_money_that_is_none_is_not_understood_and_its_row_is_named(
+        self, client, answer, number
+    ):
+        answer(f'{{"data": [{{"id": 1, "amount": 2}}, {{"id": 7, "amount": {number}}}]}}')
+        error = refused(lambda: list(client.transactions("1")), AnswerError)
+        assert "Row 2 (7)" in str(error)
+
+    @pytest.mark.parametrize("number", ["1e999999999", "1e-400", "9" * 5000])
+    @pytest.mark.parametrize("name", ["variableSymbol", "valueDate", "lastUpdated", "unknown"])
+    def test_a_number_without_end_is_no_other_rows_trouble(self, client, answer, name, number):
+        rows = f'[{{"id": 1, "amount": 2}}, {{"id": 7, "amount": 1, "{name}": {number}}}]'
+        answer(f'{{"data": {rows}, "meta": {{"pagination": {{"last": 1}}}}}}')
+        _, odd = client.transactions("1")
+        assert (odd.id, odd.raw[name], odd.value_date) == ("7", number, None)
 
     def test_an_answer_that_is_too_long_is_lost(self, client, everifin):
         everifin.faults.add("api", body=" " * (10 * 1024 * 1024 + 1))

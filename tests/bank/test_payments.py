@@ -242,12 +242,13 @@ class TestWhatMayBeSent:
         sent = single(recipient_address=address).body()["recipientAddress"]
         assert sent == {"city": "Everifin", "1": ["a", 2]}
 
-    def test_what_cannot_be_sent_cannot_be_made(self):
+    def test_what_cannot_be_sent_cannot_be_made(self, settings):
         """Else it were found out in the middle of paying."""
-        with pytest.raises(ValueError, match="time zone"):
-            single(payment_date=datetime(2026, 3, 1))  # noqa: DTZ001
-        with pytest.raises(ValueError, match="time zone"):
-            bulk(due_date=datetime(2026, 3, 1))  # noqa: DTZ001
+        settings.TIME_ZONE = "America/New_York"
+        with pytest.raises(InvalidRequestError, match="calendar"):
+            single(payment_date=datetime.max)  # noqa: DTZ901
+        with pytest.raises(InvalidRequestError, match="calendar"):
+            bulk(due_date=datetime.max)  # noqa: DTZ901
 
     @pytest.mark.parametrize("kind", [str, int])
     def test_members_of_an_enum_are_sent_as_their_values(self, kind):
@@ -259,8 +260,12 @@ class TestWhatMayBeSent:
         assert single(payment_date=date(2026, 3, 1)).body()["paymentDate"].startswith("2026-03-01T")
         at = datetime(2026, 3, 1, 8, tzinfo=UTC)
         assert bulk(due_date=at).body()["dueDate"] == "2026-03-01T08:00:00.000Z"
-        with pytest.raises(ValueError, match="time zone"):
-            single(payment_date=at.replace(tzinfo=None)).body()
+
+    @pytest.mark.parametrize("use_tz", [True, False])
+    def test_a_datetime_without_time_zone_is_of_the_current_one(self, settings, use_tz):
+        settings.USE_TZ, settings.TIME_ZONE = use_tz, "America/New_York"
+        sent = single(payment_date=datetime(2026, 3, 1, 8)).body()  # noqa: DTZ001 - as USE_TZ off has it
+        assert sent["paymentDate"] == "2026-03-01T13:00:00.000Z"
 
     def test_the_inferred_names_of_what_is_sent_can_be_corrected(self, settings):
         more: dict[str, Any] = {

@@ -62,6 +62,12 @@ def test_all_else_is_refused(text):
         strict_json(text)
 
 
+@pytest.mark.parametrize("number", ["1e309", "-1e999999999", "0e-99999", "1e-400", "9" * 5000])
+def test_a_number_without_end_can_be_kept_as_text(number):
+    decoded = strict_json(f'{{"a": {number}, "b": 1.50, "c": 7}}', numbers_as_text=True)
+    assert decoded == {"a": number, "b": Decimal("1.50"), "c": 7}
+
+
 @pytest.mark.parametrize(
     "nested",
     [
