@@ -7,7 +7,7 @@ from tests.projects.base import *  # noqa: F403 - as said there
 from tests.projects.base import MIDDLEWARE
 from tests.settings import database
 
-ROOT_URLCONF = "tests.protocol.site"
+ROOT_URLCONF = "tests.projects.tenants.urls"
 MIDDLEWARE = ["tests.projects.tenants.routing.choose_tenant", *MIDDLEWARE]
 DATABASE_ROUTERS = ["tests.projects.tenants.routing.TenantRouter"]
 

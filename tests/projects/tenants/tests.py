@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from datetime import timedelta
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -16,9 +19,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connections
 from django.http import StreamingHttpResponse
+from django.template import RequestContext, Template
 from django.test import Client
 from django.utils import timezone
 
+from everifin_django import tasks
 from everifin_django.connections import everifin_for, grants, ledger
 from everifin_django.models import BankToken, PendingRevocation
 from tests.projects.tenants.routing import TenantRouter, in_tenant
@@ -253,3 +258,66 @@ def test_a_back_channel_logout_finds_the_connection_of_its_tenant(everifin, sett
     answer = client.post("/everifin/backchannel-logout/", {"logout_token": token})
     assert answer.status_code == 200
     assert BankToken.objects.using("two").get().status == "disconnected"
+
+
+@contextmanager
+def untouched(alias: str) -> Iterator[None]:
+    """Nothing is asked of the database *alias*."""
+
+    def refuse(execute: Any, sql: str, *args: Any) -> Any:
+        # ATOMIC_REQUESTS begins a transaction in each database.
+        assert sql.startswith(("BEGIN", "SAVEPOINT", "RELEASE", "COMMIT")), f"{alias}: {sql[:200]}"
+        return execute(sql, *args)
+
+    with connections[alias].execute_wrapper(refuse):
+        yield
+
+
+COMMANDS = [
+    "everifin_status --json",
+    "everifin_status --prometheus -",
+    "everifin_refresh --online",
+    "everifin_housekeeping",
+    "everifin_revoke_pending",
+    "everifin_rotate_keys",
+    "everifin_payments",
+    "everifin_doctor",
+    "everifin_disconnect --no-input --user {person}",
+    "everifin_disconnect --no-input --all --workers 2",
+]
+TASKS = [partial(tasks.refresh_due, online=True), tasks.run_housekeeping, tasks.resolve_payments]
+
+
+@pytest.mark.parametrize("work", [*COMMANDS, *TASKS])
+@pytest.mark.parametrize(("tenant", "other"), [("one", "two"), ("two", "one")])
+def test_what_runs_without_a_request_stays_in_its_tenants_database(
+    users, everifin, work, tenant, other
+):
+    before = BankToken.objects.using(other).values().get()
+    with in_tenant(tenant), untouched(other), suppress(SystemExit):
+        if isinstance(work, str):
+            call_command(*work.format(person=PEOPLE[tenant]).split(), stdout=StringIO())
+        else:
+            work()
+    assert BankToken.objects.using(other).values().get() == before
+    assert not PendingRevocation.objects.using(other).exists()
+    assert everifin.live_sessions(PEOPLE[other]) == 1
+
+
+@pytest.mark.parametrize(("tenant", "other"), [("one", "two"), ("two", "one")])
+def test_the_admin_and_the_tags_stay_in_their_tenants_database(users, rf, tenant, other):
+    own = users[tenant]
+    with in_tenant(tenant), untouched(other):
+        own.is_staff = own.is_superuser = True
+        own.save()
+        staff = Client(headers={"X-Tenant": tenant})
+        staff.force_login(own)
+        row = BankToken.objects.get()
+        for name in ("banktoken", "loginlink", "payment", "pendingrevocation"):
+            page = staff.get(f"/admin/everifin_django/{name}/", {"q": PEOPLE[tenant]})
+            assert page.status_code == 200
+        assert staff.get(f"/admin/everifin_django/banktoken/{row.pk}/change/").status_code == 200
+        request = rf.get("/")
+        request.user, request.everifin = own, everifin_for(own)
+        text = "{% load everifin %}{% everifin_button 'connect' %}"
+        assert Template(text).render(RequestContext(request))
