@@ -310,6 +310,11 @@ class Issuer(Setting[str]):
         return _is_unset(value) or (_is_url(value) and len(value) <= MAX_NAME)
 
 
+class WebAppUrl(Url):
+    def get(self, conf: Conf) -> str:
+        return self.read() or conf.idp_url
+
+
 class Scopes(Pattern):
     def clean(self, value: Any) -> str:
         return " ".join(super().clean(value).split())
@@ -580,6 +585,12 @@ class ServerConf:
         default="https://api.everifin.com",
         check_id="E024",
         meaning="The base URL of the bank API.",
+    )
+    web_app_url = WebAppUrl(
+        default=None,
+        check_id="E087",
+        meaning="Everifin's web app, where users add their banks. Tokens never go there.",
+        default_shown="the one of `EVERIFIN_IDP_URL`",
     )
     api_paths = ApiPaths(
         default={},

@@ -16,6 +16,7 @@ urlpatterns = [
     path("logged-out/", views.LoggedOutView.as_view(), name="logged_out"),
     path("backchannel-logout/", views.BackchannelLogoutView.as_view(), name="backchannel_logout"),
     path("disconnect/", views.DisconnectView.as_view(), name="disconnect"),
+    path("bank/", views.BankView.as_view(), name="bank"),
     path("payments/<uuid:pk>/", payment_views.PaymentView.as_view(), name="payment"),
     path(
         "payments/return/<str:value>/",

@@ -36,6 +36,7 @@ from everifin_django.connections import (
     revocation,
 )
 from everifin_django.connections.ends import ENDS_LOGIN, ON_PURPOSE
+from everifin_django.connections.state import ConnectionState, state_of
 from everifin_django.encryption import active_key
 from everifin_django.exceptions import (
     IdentityMismatchError,
@@ -267,25 +268,26 @@ class Everifin(Client):
         rows = BankToken.objects.using(database_for(self.user)).with_incident()
         return rows.filter(user=self.user).first()
 
+    def state(self) -> ConnectionState:
+        """Return the state of the connection, in what people can be told. One query."""
+        return state_of(self.connection())
+
+    async def astate(self) -> ConnectionState:
+        return await sync_to_async(self.state)()
+
     async def aconnection(self) -> BankToken | None:
         return await sync_to_async(self.connection)()
 
     def health(self) -> BankToken.Health:
         """Return how the connection is, for people. One query."""
-        connection = self.connection()
-        if connection is None or connection.is_stopped():
-            return BankToken.Health.DISCONNECTED
-        return connection.health()
+        return self.state().health
 
     async def ahealth(self) -> BankToken.Health:
         return await sync_to_async(self.health)()
 
     def is_connected(self) -> bool:
         """Tell whether calls can be made without the user connecting again. One query."""
-        return self.health() not in (
-            BankToken.Health.DISCONNECTED,
-            BankToken.Health.NEEDS_RECONNECT,
-        )
+        return self.state().is_connected
 
     async def ais_connected(self) -> bool:
         return await sync_to_async(self.is_connected)()

@@ -1,5 +1,5 @@
 """
-Buttons and the state of the connection for a site's own pages: ``{% load everifin %}``.
+Buttons, a banner and the state of the connection for a site's own pages: ``{% load everifin %}``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from everifin_django.models import BankToken
+from everifin_django.conf import conf
+from everifin_django.connections.state import ConnectionState, state_of
 
 register = template.Library()
 
@@ -20,6 +21,7 @@ LABELS = {
     "connect": _("Connect Everifin"),
     "logout": pgettext_lazy("button", "Log out"),
     "disconnect": _("Disconnect Everifin"),
+    "bank": _("Add a bank at Everifin"),
 }
 
 
@@ -31,9 +33,11 @@ def everifin_button(
     next: str = "",  # noqa: A002 - a template writes next=
 ) -> dict[str, Any]:
     """
-    Show the button for *action*: "login", "connect", "logout" or "disconnect".
+    Show the button for *action*: "login", "connect", "logout", "disconnect", or "bank", which leads
+    to Everifin's web app.
 
-    *next* is where the visitor comes back to, *label* replaces the words on the button. No query.
+    *next* is where the visitor comes back to, *label* replaces the words on the button. No query,
+    but one for "disconnect" to a user who is logged in: without a connection nothing is shown.
     Errors: TemplateSyntaxError for another action.
     """
     if action not in LABELS:
@@ -41,7 +45,9 @@ def everifin_button(
             f"everifin_button knows {', '.join(LABELS)}, not {action!r}."
         )
     return {
-        "url": reverse(f"everifin_django:{action}"),
+        "url": conf.web_app_url if action == "bank" else reverse(f"everifin_django:{action}"),
+        "is_link": action == "bank",
+        "is_shown": action != "disconnect" or _can_disconnect(context.get("request")),
         "label": label or LABELS[action],
         "next": next,
         "request": context.get("request"),
@@ -56,7 +62,49 @@ def everifin_health(context: template.Context) -> Any:
     expiring, degraded, needs_reconnect or disconnected. One query; none for a visitor who is not
     logged in.
     """
+    return _state(context).health
+
+
+@register.simple_tag(takes_context=True)
+def everifin_connection(context: template.Context) -> ConnectionState:
+    """
+    Return the user's connection: ``.health``, ``.reason`` (a sentence, empty while all is well),
+    ``.ends_at``, ``.renewed_at``, ``.next_try_at`` and ``.scopes``. One query for a user who is
+    logged in.
+    """
+    return _state(context)
+
+
+@register.inclusion_tag("everifin_django/banner.html", takes_context=True)
+def everifin_banner(
+    context: template.Context,
+    next: str = "",  # noqa: A002 - a template writes next=
+) -> dict[str, Any]:
+    """
+    Show what is wrong with the user's connection and what to do about it; nothing while nothing is,
+    and to a user who never connected. One query for a user who is logged in.
+
+    *next* is where the user comes back to after connecting again; without it, this page.
+    """
+    request = context["request"]
+    return {
+        "connection": _state(context),
+        "next": next or request.get_full_path(),
+        "request": request,
+        "csrf_token": context.get("csrf_token"),
+    }
+
+
+def _state(context: template.Context) -> ConnectionState:
     request = context["request"]
     if not request.user.is_authenticated:
-        return BankToken.Health.DISCONNECTED
-    return request.everifin.health()
+        return state_of(None)
+    state: ConnectionState = request.everifin.state()
+    return state
+
+
+def _can_disconnect(request: Any) -> bool:
+    if request is None or not request.user.is_authenticated:
+        return True
+    state: ConnectionState = request.everifin.state()
+    return state.can_be_ended

@@ -13,8 +13,8 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.contrib import auth
-from django.contrib.auth.decorators import login_not_required
+from django.contrib import auth, messages
+from django.contrib.auth.decorators import login_not_required, login_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.handlers.asgi import ASGIRequest
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
@@ -23,12 +23,13 @@ from django.urls import get_script_prefix, reverse
 from django.utils.decorators import method_decorator
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy as _lazy
 from django.utils.translation import pgettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.clickjacking import xframe_options_deny
 from django.views.decorators.csrf import csrf_exempt, csrf_protect
 from django.views.decorators.debug import sensitive_post_parameters
-from django.views.generic import View
+from django.views.generic import TemplateView, View
 
 from everifin_django.backends import (
     EverifinBackend,
@@ -116,6 +117,13 @@ STATUSES_BY_REASON = {
     "id_token_acr": 403,
 }
 """The status of the page that says so; 400 for all others."""
+
+DONE = {
+    FlowKind.LOGIN: _lazy("You are logged in with Everifin."),
+    FlowKind.CONNECT: _lazy("Everifin is connected."),
+    FlowKind.LOGOUT: _lazy("You are logged out."),
+    "disconnect": _lazy("Everifin is disconnected."),
+}
 
 auth_view_decorators = [
     # Each view says itself who may use it, and Everifin's own call has no session.
@@ -322,6 +330,7 @@ class CallbackView(View):
             if not browser_session.begin(request, grant, flow.state_digest):
                 auth.logout(request)
                 raise LoginError("logged_out_meanwhile")
+        _say(request, flow.kind)
         return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
 
     def _store(self, request: HttpRequest, flow: Flow, grant: Grant) -> Any:
@@ -380,6 +389,7 @@ class LogoutView(View):
                 grants.disconnect(user, "logout")
         except Exception as error:  # noqa: BLE001 - the person is logged out here
             security_logger.critical("A logout was not told to Everifin: %s.", type(error).__name__)
+        _say(request, FlowKind.LOGOUT)
         response = response or _after_logout(next_url)
         response["Clear-Site-Data"] = '"cache", "storage"'
         return response
@@ -444,9 +454,30 @@ class DisconnectView(View):
             if (refusal := access.refusal(request, "disconnect")) is not None:
                 return cast("HttpResponse", refusal)
             grants.disconnect(request.user, "disconnected")
+            _say(request, "disconnect")
         return HttpResponseRedirect(
             login_flow.next_or_default(request, request.POST.get("next", ""))
         )
+
+
+@method_decorator(login_required, name="dispatch")
+@method_decorator(never_cache, name="dispatch")
+class BankView(TemplateView):
+    """
+    What to do where ``accounts()`` has none yet: banks are added in Everifin's web app, from which
+    the user comes back by themselves. No query of its own, no request.
+    """
+
+    template_name = "everifin_django/bank.html"
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        next_url = login_flow.next_or_default(self.request, self.request.GET.get("next", ""))
+        return super().get_context_data(next=next_url, **kwargs)
+
+
+def _say(request: HttpRequest, done: str) -> None:
+    """Tell the visitor what was done, on the next page of a site that shows Django's messages."""
+    messages.success(request, DONE[done], fail_silently=True)
 
 
 def _parameters(request: HttpRequest) -> dict[str, Secret]:

@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import FrozenInstanceError, fields, replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -881,6 +881,17 @@ async def cancel(call: Coroutine[Any, Any, Any], is_begun: threading.Event) -> N
         await task
 
 
+async def eventually(
+    ask: Callable[[], Coroutine[Any, Any, Any]], is_done: Callable[[Any], bool]
+) -> Any:
+    """The first answer after what goes on in another thread; that takes as long as it takes."""
+    for _ in range(1200):
+        if is_done(found := await ask()):
+            return found
+        await asyncio.sleep(0.05)
+    raise TimeoutError
+
+
 class TestNothingIsPaidTwice:
     """S62: after a failure that leaves doubt nothing is repeated; the error says how to look."""
 
@@ -1076,7 +1087,7 @@ class TestNothingIsPaidTwice:
         async def leave() -> Any:
             await cancel(client.acreate_payment(sent), is_begun)
             is_given_up.set()
-            return await client.afind_payment(str(sent.external_id))
+            return await eventually(lambda: client.afind_payment(str(sent.external_id)), bool)
 
         assert asyncio.run(leave()).status is PaymentStatus.CREATED
         assert len(list(client.payments())) == 1
@@ -1087,12 +1098,15 @@ class TestNothingIsPaidTwice:
         payment_id = client.create_payment(single(sender_iban=accounts["eftdemo3"]))
         client.process_payment(payment_id)
         client.process_payment(payment_id)
+        before = client.payment(payment_id).status
         is_begun, is_given_up = hold(everifin, "api.payment")
 
         async def leave() -> Any:
             await cancel(client.aprocess_payment(payment_id), is_begun)
             is_given_up.set()
-            return await client.apayment(payment_id)
+            return await eventually(
+                lambda: client.apayment(payment_id), lambda found: found.status is not before
+            )
 
         assert asyncio.run(leave()).status is PaymentStatus.FINISHED
 

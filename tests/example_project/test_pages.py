@@ -376,3 +376,10 @@ def test_the_picture_stays_within_its_frame(count):
 def test_nothing_moved_is_drawn_flat():
     found = drawn([moving("IN", "0")])
     assert found.months[0].bar_in.height == 0
+
+
+def test_who_has_no_bank_yet_is_led_to_one(everifin_connect, admin_client):
+    everifin_connect(admin_client, "nina")
+    page = admin_client.get("/accounts/").content.decode()
+    assert 'href="https://idp.everifin.test"' in page
+    assert 'href="/everifin/bank/?next=/accounts/"' in page

@@ -419,3 +419,66 @@ def test_the_history_stays_where_it_is_as_days_go_by(site, fetch_all, clock, acc
 
 def test_the_iban_of_the_registrys_example_is_computed():
     assert iban("SK", "1200", 19_8742637541) == "SK3112000000198742637541"
+
+
+class TestPersonas:
+    def accounts(self, site: Site, username: str) -> list[dict]:
+        token = site.tokens(username)["access_token"]
+        found: list[dict] = site.get("/v1/bank-accounts", token).json()["data"]
+        return found
+
+    def test_nina_has_no_bank_yet(self, site):
+        assert self.accounts(site, "nina") == []
+
+    def test_oto_has_what_a_page_has_to_bear(self, site):
+        empty, overdrawn, long = self.accounts(site, "oto")
+        token = site.tokens("oto")["access_token"]
+        path = f"/v1/bank-accounts/{empty['id']}/transactions"
+        assert site.get(path, token).json()["data"] == []
+        assert {balance["amount"] for balance in empty["balances"]} == {0}
+        assert overdrawn["balances"][0]["amount"] < 0
+        assert len(long["name"]) > 80
+        assert long["balances"][0]["amount"] > 10**8
+
+
+class TestWebApp:
+    def add(self, site: Site, **fields: str) -> requests.Response:
+        given = {"username": "nina", "password": "nina", "bank": "eftdemo2", **fields}
+        return requests.post(f"{site.sandbox.idp_url}/", given, timeout=5)
+
+    def test_a_bank_that_is_added_brings_an_account(self, site):
+        token = site.tokens("nina")["access_token"]
+        page = requests.get(f"{site.sandbox.idp_url}/", timeout=5)
+        assert '<option value="eftdemo2">Demo Bank Two</option>' in page.text
+        assert "Demo Bank Two is added" in self.add(site).text
+        assert "Demo Bank One is added" in self.add(site, bank="eftdemo1").text
+        found = site.get("/v1/bank-accounts", token).json()["data"]
+        assert [one["bankId"] for one in found] == ["eftdemo2", "eftdemo1"]
+        assert site.get(f"/v1/bank-accounts/{found[0]['id']}/transactions", token).json()["data"]
+
+    @pytest.mark.parametrize(
+        ("fields", "error"),
+        [
+            ({"password": "x"}, "Invalid username or password."),
+            ({"username": "<nobody>"}, "Invalid username or password."),
+            ({"bank": "<b>"}, "Choose a bank."),
+            ({"bank": ""}, "Choose a bank."),
+        ],
+    )
+    def test_what_cannot_be_is_said_and_adds_nothing(self, site, fields, error):
+        page = self.add(site, **fields).text
+        assert f'role="alert" id="error">{error}</p>' in page
+        assert "<b>" not in page
+        token = site.tokens("nina")["access_token"]
+        assert site.get("/v1/bank-accounts", token).json()["data"] == []
+
+    def test_a_bank_is_added_once(self, site):
+        self.add(site)
+        assert "You have added Demo Bank Two before." in self.add(site).text
+
+    def test_a_file_remembers_it(self, tmp_path):
+        sandbox = Sandbox(data=str(tmp_path / "sandbox.sqlite3"))
+        sandbox.store.add_bank("somebody", "eftdemo3")
+        sandbox.store.close()
+        again = Sandbox(data=str(tmp_path / "sandbox.sqlite3"))
+        assert again.store.added_banks("somebody") == ("eftdemo3",)

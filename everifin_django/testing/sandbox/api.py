@@ -106,7 +106,8 @@ def _user(state: State, request: HttpRequest, scope: str | None) -> User:
 
 def accounts_of(state: State, user: User) -> tuple[data.Account, ...]:
     connected_on = data.connection_day(state.opened_on)
-    return data.accounts(user.sub, user.username, user.name, connected_on)
+    added = state.store.added_banks(user.sub)
+    return data.accounts(user.sub, user.username, user.name, connected_on, added)
 
 
 # What is asked

@@ -169,8 +169,6 @@ def _record_refresh(
 def _unknown(request: HttpRequest) -> HttpResponse:
     if request.path_info.startswith(("/v1/", "/api/")):
         return not_found(request.path_info).response()
-    if request.path_info == "/":
-        return HttpResponse(status=302, headers={"Location": "/_sandbox/"})
     text = "There is nothing here. The sandbox begins at /_sandbox/."
     return message("Page not found", text, status=404)
 

@@ -60,6 +60,7 @@ class Plan:
     type: str
     bank: Bank
     cents: int
+    is_empty: bool = False
 
 
 PERSONAL = Plan("Everyday account", "EUR", "PERSONAL", BANKS[0], 184_250)
@@ -67,9 +68,31 @@ BUSINESS = Plan("Business account", "EUR", "BUSINESS", BANKS[1], 2_318_400)
 TRAVEL = Plan("Prague account", "CZK", "PERSONAL", BANKS[2], 3_120_000)
 SAVINGS = Plan("Household account", "EUR", "PERSONAL", BANKS[1], 612_000)
 
-PLANS = {"alice": (PERSONAL, BUSINESS, TRAVEL), "bob": (SAVINGS,)}
+NEW = Plan("New account", "EUR", "PERSONAL", BANKS[0], 0, is_empty=True)
+OVERDRAWN = Plan("Overdrawn account", "EUR", "PERSONAL", BANKS[1], -1_250_000)
+LONG_NAME = Plan(
+    "Joint savings account of the owners of the house in the Street of the Slovak National Rising",
+    "CZK",
+    "BUSINESS",
+    BANKS[2],
+    98_765_432_100,
+)
+
+PLANS = {
+    "alice": (PERSONAL, BUSINESS, TRAVEL),
+    "bob": (SAVINGS,),
+    "nina": (),
+    "oto": (NEW, OVERDRAWN, LONG_NAME),
+}
+"""Nina has not added a bank yet; Oto has what a page has to bear."""
+
 DEFAULT_PLANS = (PERSONAL, BUSINESS)
 """What a user gets who registered in the sandbox."""
+
+ADDED = {
+    bank.id: Plan(f"Account at {bank.name}", "EUR", "PERSONAL", bank, 52_300) for bank in BANKS
+}
+"""What comes with a bank that a user adds in the app."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +107,11 @@ class Account:
 
 
 @lru_cache(maxsize=256)
-def accounts(sub: str, username: str, name: str, connected_on: date) -> tuple[Account, ...]:
-    plans = PLANS.get(username, DEFAULT_PLANS)
+def accounts(
+    sub: str, username: str, name: str, connected_on: date, added: tuple[str, ...] = ()
+) -> tuple[Account, ...]:
+    """Return the accounts of a user, those of the banks they *added* last."""
+    plans = (*PLANS.get(username, DEFAULT_PLANS), *(ADDED[bank_id] for bank_id in added))
     return tuple(_account(f"{sub}/{n}", name, plan, connected_on) for n, plan in enumerate(plans))
 
 
@@ -250,6 +276,8 @@ RATES = {"EUR": 1, "CZK": 25}
 @lru_cache(maxsize=4096)
 def _month(account: Account, first: date) -> tuple[tuple[date, dict[str, Any]], ...]:
     """Return (day, row) of everything that happens in a month; its order never changes."""
+    if account.plan.is_empty:
+        return ()
     random = Random(f"{account.iban}/{first.isoformat()}")
     last_day = calendar.monthrange(first.year, first.month)[1]
     happenings = []

@@ -28,8 +28,13 @@ IDTokenHook = Callable[
     [dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]] | str
 ]
 
-DEMO_LOGINS = {"alice": "alice", "bob": "bob"}
-_NAMES = {"alice": "Alica Ukážková", "bob": "Bob Vzorový"}
+DEMO_LOGINS = {name: name for name in ("alice", "bob", "nina", "oto")}
+_NAMES = {
+    "alice": "Alica Ukážková",
+    "bob": "Bob Vzorový",
+    "nina": "Nina Nová",
+    "oto": "Oto Maximilián Nekonečný-Predlhomenný z Horného Ukážkova",
+}
 
 
 @dataclass(frozen=True, slots=True)

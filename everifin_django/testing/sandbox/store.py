@@ -27,6 +27,9 @@ CREATE TABLE IF NOT EXISTS user (
     sub TEXT PRIMARY KEY, username TEXT NOT NULL UNIQUE, password TEXT NOT NULL,
     name TEXT NOT NULL, email TEXT NOT NULL, email_verified INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS added_bank (
+    sub TEXT NOT NULL, bank TEXT NOT NULL, PRIMARY KEY (sub, bank)
+);
 CREATE TABLE IF NOT EXISTS pending (
     id TEXT PRIMARY KEY, query TEXT NOT NULL, sub TEXT, created_at REAL NOT NULL
 );
@@ -189,6 +192,14 @@ class Store:
     def user(self, *, sub: str | None = None, username: str | None = None) -> User | None:
         row = self._row("SELECT * FROM user WHERE sub = ? OR username = ?", sub, username)
         return User(**{**row, "email_verified": bool(row["email_verified"])}) if row else None
+
+    def add_bank(self, sub: str, bank_id: str) -> bool:
+        """Note that the user has added a bank; False if they had it already."""
+        return self._run("INSERT OR IGNORE INTO added_bank VALUES (?, ?)", sub, bank_id) == 1
+
+    def added_banks(self, sub: str) -> tuple[str, ...]:
+        rows = self._rows("SELECT bank FROM added_bank WHERE sub = ? ORDER BY rowid", sub)
+        return tuple(row["bank"] for row in rows)
 
     # Authorization requests in progress
 

@@ -14,7 +14,7 @@ from django.http import HttpResponse
 from django.urls import URLPattern, URLResolver, path
 from django.urls.resolvers import RegexPattern
 
-from everifin_django.testing.sandbox import bank, control, idp, payments
+from everifin_django.testing.sandbox import bank, control, idp, payments, web_app
 
 View = Callable[..., HttpResponse]
 
@@ -71,6 +71,7 @@ _PATTERNS: list[URLPattern | URLResolver] = [
     _route("_bank/<int:payment_id>", payments.bank_page, "bank_page", "GET", "POST"),
     *_api("v1/"),
     *_api("api/v1/"),
+    _route("", web_app.home, "control", "GET", "POST"),
     _route("_sandbox/", control.home, "control"),
     _route("_sandbox/state", control.summary, "control"),
     _route("_sandbox/faults", control.faults, "control", "POST"),
