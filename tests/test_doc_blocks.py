@@ -49,7 +49,7 @@ PAGES = [
 BLOCK = re.compile(r"^```(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS_DJANGO = re.compile(r"with Django (\d)\.(\d) or newer")
 FILE_NAME = re.compile(r"# ([\w/]+)\.py\b")
-OTHER_KINDS = {"mermaid", "js", "ini"}
+OTHER_KINDS = {"mermaid", "js", "ini", "yaml"}
 OURS = {"demo", "test"}
 """Commands of this repository's own manage.py, which README shows before anything is installed."""
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -144,6 +145,76 @@ class TestServer:
         assert is_loopback(host) is expected
 
 
+class TestBorders:
+    """Another web page must not use it through the browser of the developer who opens that page."""
+
+    FORM = {"username": "nina", "password": "nina", "bank": "eftdemo1"}
+
+    @pytest.mark.parametrize(
+        "origin",
+        ["null", "https://evil.test", "http://127.0.0.1:1", "http://localhost", "x", ""],
+    )
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/",
+            "/_sandbox/end-sessions",
+            "/_sandbox/faults",
+            "/auth/realms/everifin_app/login-actions/consent",
+        ],
+    )
+    def test_a_form_of_another_page_does_nothing(self, site, path, origin):
+        site.tokens()
+        url, headers = f"{site.sandbox.idp_url}{path}", {"Origin": origin}
+        answer = requests.post(url, self.FORM, headers=headers, timeout=5)
+        assert answer.status_code == 403
+        assert "Nothing was done" in answer.text
+        assert site.sandbox.live_sessions() == 1
+        assert not list(site.sandbox.faults)
+
+    def test_its_own_forms_work_and_browsers_name_their_origin(self, site):
+        url = site.sandbox.idp_url
+        policy = requests.get(url, timeout=5).headers["Referrer-Policy"]
+        assert policy == "same-origin"  # else browsers send "null"
+        answer = requests.post(f"{url}/", self.FORM, headers={"Origin": url}, timeout=5)
+        assert "is added" in answer.text
+
+    @pytest.mark.parametrize(
+        "host", ["evil.test", "evil.test:8001", "localhost.evil.test", "a@127.0.0.1", "", "[", "ž"]
+    )
+    @pytest.mark.parametrize("path", ["/", "/_sandbox/state", "/v1/bank-accounts"])
+    def test_a_name_that_was_pointed_here_is_refused(self, site, host, path):
+        headers = {"Host": host.encode()}
+        url = f"{site.sandbox.idp_url}{path}"
+        assert requests.get(url, headers=headers, timeout=5).status_code in (400, 421)
+
+    @pytest.mark.parametrize("host", ["localhost:9", "127.0.0.1", "[::1]:5", "192.0.2.7:8001"])
+    def test_what_only_this_machine_can_be_called_is_not(self, site, host):
+        url = f"{site.sandbox.idp_url}/_sandbox/state"
+        assert requests.get(url, headers={"Host": host}, timeout=5).ok
+
+    def test_the_name_of_its_url_is_its_own(self, site):
+        site.sandbox._api_url = "http://sandbox:9000"
+        url = f"{site.sandbox.idp_url}/_sandbox/state"
+        assert requests.get(url, headers={"Host": "sandbox:9000"}, timeout=5).ok
+
+
+def test_a_script_without_a_django_site_can_use_it():
+    """The documented one."""
+    page = (Path(__file__).parents[2] / "docs/reference/sandbox.md").read_text(encoding="utf-8")
+    [script] = re.findall(r"^```python script\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    clean = {name: text for name, text in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean,
+        timeout=60,
+    )
+    assert (ran.stdout, ran.returncode) == ("3\n", 0), ran.stderr
+
+
 class TestCommand:
     def call(self, *arguments: str) -> str:
         output = io.StringIO()
@@ -174,6 +245,14 @@ class TestCommand:
             self.call("--data", str(tmp_path / "missing" / "file"))
 
     @override_settings(DEBUG=True)
+    @pytest.mark.parametrize(
+        "url", ["", "/callback/", "shop.test/back", "https://shop.test/#x", "https://shop.test/\n"]
+    )
+    def test_what_is_no_redirect_uri_is_named(self, url):
+        with pytest.raises(CommandError, match="--redirect-uri takes a whole URL"):
+            self.call("--redirect-uri", url)
+
+    @override_settings(DEBUG=True)
     def test_what_is_not_installed_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "everifin_django.testing.sandbox", None)
         with pytest.raises(CommandError, match="everifin-django\\[sandbox\\]"):
@@ -183,6 +262,8 @@ class TestCommand:
     def test_it_prints_what_to_paste_and_stops_when_told(self, number, tmp_path):
         data = tmp_path / "data.sqlite3"
         options = ["--port", "0", "--data", str(data), "--client-id", "me", "--rotation", "off"]
+        options += ["--redirect-uri", "https://shop.test/back", "--require-pkce"]
+        options += ["--redirect-uri", "shop.app://back", "--refresh-token-seconds", "60"]
         process = subprocess.Popen(
             [sys.executable, "-c", START, *options],
             stdout=subprocess.PIPE,
@@ -197,6 +278,7 @@ class TestCommand:
                 printed += line
             (url,) = re.findall(r'EVERIFIN_IDP_URL = "(.+)"', printed)
             assert requests.get(f"{url}/_sandbox/state", timeout=5).ok
+            self.ask_for_logins(url)
             process.send_signal(number)
             rest, _ = process.communicate(timeout=20)
         finally:
@@ -209,3 +291,19 @@ class TestCommand:
         assert f"{url}/_sandbox/" in printed
         if os.name == "posix":
             assert data.stat().st_mode & 0o077 == 0
+
+    def ask_for_logins(self, url: str) -> None:
+        """The options of redirect URIs and PKCE are in effect."""
+        asked = {"client_id": "me", "response_type": "code", "scope": "openid", "state": "s"}
+        address = f"{url}/auth/realms/everifin_app/protocol/openid-connect/auth"
+        pkce = {"code_challenge": "x" * 43, "code_challenge_method": "S256"}
+        for back in ("https://shop.test/back", "shop.app://back"):
+            query = {**asked, **pkce, "redirect_uri": back}
+            assert "Log in" in requests.get(address, query, timeout=5).text
+            del query["code_challenge"], query["code_challenge_method"]
+            answer = requests.get(address, query, timeout=5, allow_redirects=False)
+            assert "error=invalid_request" in answer.headers["Location"]
+        query = {**asked, **pkce, "redirect_uri": "https://shop.test/?a=%26"}
+        page = requests.get(address, query, timeout=5).text
+        assert "It was https://shop.test/?a=%26." in page
+        assert "--redirect-uri" in page

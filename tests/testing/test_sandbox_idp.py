@@ -134,7 +134,7 @@ class TestPages:
         assert '<html lang="en">' in page.text
         assert "sandbox for development: nothing here is real" in page.text
         assert page.headers["X-Frame-Options"] == "DENY"
-        assert page.headers["Referrer-Policy"] == "no-referrer"
+        assert page.headers["Referrer-Policy"] == "same-origin"
         assert page.headers["Cache-Control"] == "no-store"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
@@ -31,6 +32,17 @@ class Command(BaseCommand):
         parser.add_argument("--data", default=":memory:", help="File to store its state in.")
         parser.add_argument("--rotation", choices=ROTATIONS, default="strict")
         parser.add_argument("--access-token-seconds", type=int, default=300)
+        parser.add_argument("--refresh-token-seconds", type=int, default=1800)
+        parser.add_argument(
+            "--redirect-uri",
+            action="append",
+            default=[],
+            metavar="URL",
+            help="Where it may send visitors back to, beside this machine; repeatable.",
+        )
+        parser.add_argument(
+            "--require-pkce", action="store_true", help="Refuse a login without PKCE."
+        )
         parser.add_argument("--client-id", default="everifin-sandbox")
         parser.add_argument("--client-secret", default="everifin-sandbox-secret")
         parser.add_argument("--realm", default="everifin_app")
@@ -58,6 +70,9 @@ class Command(BaseCommand):
             client_secret=options["client_secret"],
             rotation=options["rotation"],
             access_token_seconds=options["access_token_seconds"],
+            refresh_token_seconds=options["refresh_token_seconds"],
+            redirect_uris=_urls(options["redirect_uri"]),
+            require_pkce=options["require_pkce"],
             data=_private_file(options["data"]),
         )
         with _stop_signals() as stop:
@@ -87,6 +102,15 @@ def _load() -> tuple[Any, Any]:
             f"The sandbox needs {error.name}. Install it: pip install 'everifin-django[sandbox]'"
         ) from error
     return server, Sandbox
+
+
+def _urls(given: list[str]) -> list[str]:
+    """A path alone, or a space too many, would match nothing for ever."""
+    for url in given:
+        parts = urlsplit(url)
+        if not (parts.scheme and parts.netloc) or parts.fragment or not url.isprintable():
+            raise CommandError(f"--redirect-uri takes a whole URL without a fragment, not {url!r}.")
+    return given
 
 
 def _private_file(path: str) -> str:

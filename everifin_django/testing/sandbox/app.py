@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from django.urls import Resolver404
 from oauthlib.oauth2.rfc6749.errors import FatalClientError, OAuth2Error
 
-from everifin_django.testing.sandbox import idp, oddities
+from everifin_django.testing.sandbox import borders, idp, oddities
 from everifin_django.testing.sandbox.api import not_found
 from everifin_django.testing.sandbox.faults import CALL_NAMES, AnswerLost, Fault
 from everifin_django.testing.sandbox.grants import Endpoints
@@ -92,6 +92,8 @@ class Sandbox(State):
             view, name, methods, arguments = resolve(request.path_info)
         except Resolver404:
             return _unknown(request)
+        if (refused := borders.refusal(self, request, name)) is not None:
+            return refused
         if name == "control":
             return view(self, request) if request.method in methods else _unknown(request)
         names = _call_names(name, request)

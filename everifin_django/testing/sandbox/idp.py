@@ -99,10 +99,20 @@ def authorize(state: State, request: HttpRequest) -> HttpResponse:
     try:
         pending = begin(state, request.GET)
     except errors.FatalClientError as error:
-        return message("We are sorry …", f"{error.description} Nobody was logged in.", status=400)
+        return message("We are sorry …", f"{_described(error)} Nobody was logged in.", status=400)
     except errors.OAuth2Error as error:
         return redirect(refusal(state, request.GET, error))
     return _login_page(state, pending)
+
+
+def _described(error: errors.FatalClientError) -> str:
+    """With the redirect URI that was sent: most often one letter of it is wrong."""
+    if not isinstance(error, errors.MismatchingRedirectURIError):
+        return str(error.description)
+    return (
+        f"{error.description} It was {error.redirect_uri}. Start the sandbox with "
+        f"--redirect-uri {error.redirect_uri} if it is yours."
+    )
 
 
 def login(state: State, request: HttpRequest) -> HttpResponse:

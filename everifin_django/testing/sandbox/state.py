@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
 import threading
 import time
@@ -18,6 +19,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cache
 from typing import Any, Literal
+
+from django.conf import ENVIRONMENT_VARIABLE, settings
 
 from everifin_django.testing.sandbox.faults import Fault, Faults
 from everifin_django.testing.sandbox.signing import Signer, SigningKey
@@ -35,6 +38,12 @@ _NAMES = {
     "nina": "Nina Nová",
     "oto": "Oto Maximilián Nekonečný-Predlhomenný z Horného Ukážkova",
 }
+
+
+def _configure_django() -> None:
+    """Let a script without a Django site use the sandbox: Django gets its own defaults."""
+    if not settings.configured and not os.environ.get(ENVIRONMENT_VARIABLE):
+        settings.configure(USE_TZ=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,7 @@ class State:
         data: str = ":memory:",
         clock: Callable[[], float] = time.time,
     ) -> None:
+        _configure_django()
         self.idp_url = idp_url.rstrip("/")
         self._api_url = api_url.rstrip("/") if api_url else None
         self.realm = realm
