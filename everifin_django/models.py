@@ -332,6 +332,26 @@ class BankTokenQuerySet(models.QuerySet["BankToken"]):
             BankToken.Health.DISCONNECTED: self.disconnected,
         }[BankToken.Health(health)]()
 
+    def by_trouble(self, *, now: datetime | None = None) -> dict[str, BankTokenQuerySet]:
+        """
+        Return all connections in five queries by health, worst first and in each the newest first,
+        so that each is read in the order of an index.
+
+        A row that was given to another user, which no index tells apart, is with the active ones.
+        """
+        now, newest = now or timezone.now(), ("-updated_at", "-pk")
+        is_healthy = ~_is_degraded(now) & ~_is_expiring(now)
+        active = self.filter(has_status(BankToken.Status.ACTIVE))
+        return {
+            BankToken.Health.NEEDS_RECONNECT: self.filter(_has_ended()).order_by(
+                "-status", *newest
+            ),
+            BankToken.Health.DEGRADED: self.degraded(now=now).order_by(*newest),
+            BankToken.Health.EXPIRING: self.expiring(now=now).order_by("refresh_expires_at", "-pk"),
+            BankToken.Health.ACTIVE: active.filter(is_healthy | _is_moved()).order_by(*newest),
+            BankToken.Health.DISCONNECTED: self.disconnected().order_by(*newest),
+        }
+
     def with_scopes(self, *scopes: str) -> BankTokenQuerySet:
         """
         Return the connections that were granted all of *scopes*. Each row that the other conditions
@@ -544,6 +564,10 @@ class BankToken(models.Model):
     class Meta:
         verbose_name = _("bank connection")
         verbose_name_plural = _("bank connections")
+        permissions = (
+            ("disconnect_banktoken", "Can end bank connections"),
+            ("refresh_banktoken", "Can refresh bank connections"),
+        )
         # No index with a condition or an expression: MariaDB has neither. None by ``db_index`` or
         # ``unique`` of a string: PostgreSQL would get a second one for LIKE, which nothing asks.
         constraints = (

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.contrib import admin
+from django.contrib.admin.utils import flatten_fieldsets
 from django.template import Template
 from django.templatetags.i18n import BlockTranslateNode, TranslateNode
 from django.utils import translation
@@ -252,7 +253,8 @@ class TestMarks:
             names = [model._meta.verbose_name, model._meta.verbose_name_plural]
             model_admin: Any = admin.site._registry.get(model)
             if model_admin is not None:
-                shown = {*model_admin.list_display, *model_admin.fields, *model_admin.list_filter}
+                named = flatten_fieldsets(model_admin.get_fieldsets(None))
+                shown = {*model_admin.list_display, *named, *model_admin.list_filter}
                 fields = [field for field in model._meta.fields if field.name in shown]
                 assert fields
                 names += [field.verbose_name for field in fields]
