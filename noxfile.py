@@ -19,7 +19,15 @@ CHECKOUT = Path(__file__).resolve().parent
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # No site gets these.
 NOT_IN_SDIST = {".ci/run", ".pre-commit-config.yaml"}
-NEEDS_AN_EXTRA = "oauthlib", "factory", "pytest", "rest_framework", "drf_spectacular", "ninja"
+NEEDS_AN_EXTRA = (
+    "oauthlib",
+    "factory",
+    "pytest",
+    "rest_framework",
+    "drf_spectacular",
+    "ninja",
+    "opentelemetry",
+)
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "venv"

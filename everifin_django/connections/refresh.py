@@ -57,6 +57,7 @@ from everifin_django.exceptions import (
     UnavailableError,
     UnreachableError,
 )
+from everifin_django.instrumentation import observed
 from everifin_django.models import (
     LONGEST_LEASE_SECONDS,
     LONGEST_PAUSE_SECONDS,
@@ -529,13 +530,14 @@ class Attempt:
             raise RefusedError(
                 "Everifin gave no refresh token for this connection.", code="no_refresh_token"
             )
-        try:
+        with observed("refresh"):
+            try:
+                return refresh(self.refresh_token, deadline_seconds=self._seconds_left())
+            except (UnreachableError, AnswerLostError) as error:
+                self.is_answer_lost = isinstance(error, AnswerLostError)
+                if self._seconds_left() < REPEAT_SECONDS:
+                    raise
             return refresh(self.refresh_token, deadline_seconds=self._seconds_left())
-        except (UnreachableError, AnswerLostError) as error:
-            self.is_answer_lost = isinstance(error, AnswerLostError)
-            if self._seconds_left() < REPEAT_SECONDS:
-                raise
-        return refresh(self.refresh_token, deadline_seconds=self._seconds_left())
 
     def store(self, tokens: TokenSet) -> BankToken | None:
         """

@@ -36,6 +36,7 @@ from everifin_django.exceptions import (
 )
 from everifin_django.http.deadline import nothing_was_sent, session
 from everifin_django.http.strict_json import strict_json
+from everifin_django.instrumentation import observed
 from everifin_django.secret import Secret, hides_frames
 
 E = TypeVar("E", bound=APIError)
@@ -144,10 +145,14 @@ def send(  # noqa: PLR0913 - what a request consists of, and its two bounds
     seconds = conf.deadline_seconds if deadline_seconds is None else deadline_seconds
     if seconds <= 0:
         raise request.error(UnreachableError)
-    with session(fresh=fresh_connection) as sender:
+    with (
+        observed("request", method=request.method, url=url) as facts,
+        session(fresh=fresh_connection) as sender,
+    ):
         prepared, options = _prepared(sender, request), _options(seconds)
         try:
             with sender.send(prepared, **options) as response:
+                facts["status"] = response.status_code
                 body = _body(response, prepared.headers["Accept-Encoding"], max_bytes)
                 return request.answer(response, body)
         except Exception as error:
