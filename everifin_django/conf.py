@@ -41,6 +41,9 @@ SIGNING_ALGORITHMS = (
 )
 """Asymmetric ones only: whoever verifies must not be able to sign."""
 
+MAX_TEXTS = 100
+HOST_AND_PORT = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
+APP_SCHEME = re.compile(r"(?=.{1,64}$)[a-z][a-z0-9+-]*(\.[a-z0-9+-]+)+")
 REALM = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._~-]{0,254}")
 SCOPES = re.compile(r" *[!#-\[\]-~]+(?: +[!#-\[\]-~]+)* *")
 """Source: RFC 6749, section 3.3."""
@@ -452,6 +455,21 @@ class Proxies(Setting[Mapping[str, str]]):
         return _is_mapping(value, _is_web_proxy)
 
 
+class Texts(Setting["list[str] | tuple[str, ...]"]):
+    """A list of texts, each of which matches *pattern* as a whole."""
+
+    kind = "list of str"
+
+    def __init__(self, *, pattern: re.Pattern[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pattern = pattern
+
+    def is_valid(self, value: Any) -> object:
+        if not isinstance(value, list | tuple) or len(value) > MAX_TEXTS:
+            return False
+        return all(isinstance(one, str) and self.pattern.fullmatch(one) for one in value)
+
+
 def _is_unset(value: Any) -> bool:
     """None, or the empty string that a missing environment variable often becomes."""
     return value is None or (isinstance(value, str) and not value)
@@ -647,6 +665,25 @@ class LoginConf:
         check_id="E063",
         meaning="Anonymous visitors of a decorated view go to `LOGIN_URL`. `False`: to Everifin's "
         "login, if the backend is installed.",
+    )
+    return_hosts = Texts(
+        default=(),
+        pattern=HOST_AND_PORT,
+        check_id="E089",
+        meaning="Hosts of front ends, beside this site's own, that `next` may lead to.",
+        bounds=f"a list of at most {MAX_TEXTS} host names with their port, if any, in small "
+        "letters, without a scheme",
+        hint="Write them as in a browser's address, such as 'app.shop.example'.",
+    )
+    return_schemes = Texts(
+        default=(),
+        pattern=APP_SCHEME,
+        check_id="E090",
+        meaning="URL schemes of your mobile apps that `next` may lead to.",
+        bounds=f"a list of at most {MAX_TEXTS} schemes with a dot in them, in small letters: a "
+        "domain of yours turned around",
+        hint="A scheme without a dot, such as 'shop', may be another app's (RFC 8252, section "
+        "7.1): use one such as 'example.shop.app'.",
     )
     login_params = Params(
         default={},

@@ -29,6 +29,8 @@ DEFAULTS = {
     "EVERIFIN_CREATE_USERS": True,
     "EVERIFIN_CONNECT_ALLOWS_LOGIN": True,
     "EVERIFIN_USE_LOGIN_URL": True,
+    "EVERIFIN_RETURN_HOSTS": (),
+    "EVERIFIN_RETURN_SCHEMES": (),
     "EVERIFIN_LOGIN_PARAMS": {},
     "EVERIFIN_CONNECT_PARAMS": {},
     "EVERIFIN_POST_LOGOUT_REDIRECT_URI": None,
@@ -72,6 +74,8 @@ RIGHT = {
     "EVERIFIN_CREATE_USERS": [True, False],
     "EVERIFIN_CONNECT_ALLOWS_LOGIN": [True, False],
     "EVERIFIN_USE_LOGIN_URL": [True, False],
+    "EVERIFIN_RETURN_HOSTS": [[], ["app.shop.example", "localhost:5173"], ("127.0.0.1:1",)],
+    "EVERIFIN_RETURN_SCHEMES": [[], ["example.shop.app"], ("com.a-b.c+1",)],
     "EVERIFIN_LOGIN_PARAMS": [{}, {"prompt": "login", "kc_idp_hint": "a"}, "bank.params.login"],
     "EVERIFIN_CONNECT_PARAMS": [{"max_age": "300", "login_hint": "č@site.test"}],
     "EVERIFIN_POST_LOGOUT_REDIRECT_URI": ["https://site.test/", "http://127.0.0.1:8000/out/"],
@@ -178,6 +182,14 @@ WRONG = {
     "EVERIFIN_CREATE_USERS": ["False", 0, 1, ""],
     "EVERIFIN_CONNECT_ALLOWS_LOGIN": ["False", 0, 1, ""],
     "EVERIFIN_USE_LOGIN_URL": ["False", 0, 1, ""],
+    "EVERIFIN_RETURN_HOSTS": [
+        *("app.shop.example", ["https://app.shop.example"], ["App.shop"], ["*"], [".shop.example"]),
+        *([""], ["a b"], ["a/b"], ["a@b"], ["a:b"], ["a" * 254], [None], [5], {"a"}, None),
+    ],
+    "EVERIFIN_RETURN_SCHEMES": [
+        *("example.shop.app", ["shop"], ["javascript"], ["https"], ["example.shop.app:"], [""]),
+        *(["a..b"], [".a"], ["a."], ["Example.shop"], ["a.b\n"], ["a." + "b" * 63], [None], None),
+    ],
     "EVERIFIN_LOGIN_PARAMS": [
         *(None, [], "params", "a b.c", {"a": ""}, {"a": None}, {"a": True}, {"a": "x\n"}),
         *({"": "x"}, {"a[]": "x"}, {"a": "x" * 256}, {"a": -1}, {"a" * 65: "x"}, {1: "x"}),
@@ -234,6 +246,7 @@ TAKES_SECONDS = {
 }
 RIGHT_AFTER_ALL: dict[str, list] = {
     "EVERIFIN_ENCRYPTION_KEYS": [["list"]],
+    "EVERIFIN_RETURN_HOSTS": [["list"]],
     "EVERIFIN_REVOCATIONS_PER_SECOND": [5],
     "EVERIFIN_RETENTION_DAYS": [5],
     "EVERIFIN_DISCONNECTED_RETENTION_DAYS": [5],

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import time
 import unicodedata
@@ -28,7 +29,7 @@ from django.contrib import auth
 from django.contrib.sessions.backends.base import UpdateError
 from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, router, transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import resolve_url
 from django.urls import reverse
 from django.utils import timezone
@@ -51,6 +52,10 @@ MAX_NEXT_LENGTH = 8000
 
 JUDGED_LENGTH = 2000
 """Where a URL leads is decided by its beginning. Django's check takes at most 2048 characters."""
+
+
+APP_URL = re.compile(r"([a-z][a-z0-9+.-]*):[!-~]*")
+"""Source: RFC 3986, section 3; and nothing but visible ASCII."""
 
 
 class FlowKind(StrEnum):
@@ -294,18 +299,34 @@ def hosts_are_named() -> bool:
 
 def safe_next(request: HttpRequest, url: Any) -> str:
     """
-    Return *url* if it stays on this site, else an empty string.
+    Return *url* if it stays on this site, or leads to a front end or app of
+    EVERIFIN_RETURN_HOSTS or EVERIFIN_RETURN_SCHEMES; else an empty string.
 
     Also as a proxy or browser might read it: with its escapes decoded and its letters folded.
     """
     if not isinstance(url, str) or len(url) > MAX_NEXT_LENGTH:
         return ""
-    hosts, is_secure = {request.get_host()}, request.is_secure()
+    if _is_of_an_app(url):
+        return url
+    hosts, is_secure = {request.get_host(), *conf.return_hosts}, request.is_secure()
     is_safe = all(
         url_has_allowed_host_and_scheme(reading, hosts, require_https=is_secure)
         for reading in _readings(url)
     )
     return url if is_safe else ""
+
+
+def _is_of_an_app(url: str) -> bool:
+    match = APP_URL.fullmatch(url)
+    return match is not None and match[1] in conf.return_schemes
+
+
+class ReturnRedirect(HttpResponseRedirect):
+    """A redirect that may lead to an app of EVERIFIN_RETURN_SCHEMES."""
+
+    @property
+    def allowed_schemes(self) -> list[str]:  # type: ignore[override]  # Django has a constant here
+        return ["http", "https", *conf.return_schemes]
 
 
 def _readings(url: str) -> Iterator[str]:

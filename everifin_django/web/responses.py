@@ -207,6 +207,11 @@ def wants_page(request: HttpRequest) -> bool:
     ) in (None, "text/html")
 
 
+def prefers_json(request: HttpRequest) -> bool:
+    """Does a script ask for JSON by name? ``fetch`` alone accepts anything."""
+    return request.get_preferred_type(["text/html", "application/json"]) == "application/json"
+
+
 def _is_htmx(request: HttpRequest) -> bool:
     return request.headers.get("HX-Request") == "true"
 
@@ -245,16 +250,21 @@ def _misconfigured(request: HttpRequest, scopes: frozenset[str], *, as_page: boo
 
 def _problem_to_mend(request: HttpRequest, notice: str) -> HttpResponse:
     """Return 401 to a stranger, and 403 to a user who has to connect."""
-    url = request.build_absolute_uri(_connect_or_login_page(request))
     if not request.user.is_authenticated:
-        response = problem(401, "login-required", _("Log in first."), login_url=url)
-        # RFC 9110, section 15.5.2, wants a challenge, and no scheme for sessions is registered.
-        # Browsers ignore a scheme that they do not know.
-        response["WWW-Authenticate"] = "Session"
-        return response
+        return log_in_first(request)
+    url = request.build_absolute_uri(_connect_or_login_page(request))
     kind = "scope-missing" if notice == SCOPE_MISSING else "not-connected"
     title = str(NOTICES[notice].title) if notice else _("Everifin is not connected.")
     return problem(403, kind, title, connect_url=url)
+
+
+def log_in_first(request: HttpRequest) -> HttpResponse:
+    url = request.build_absolute_uri(_connect_or_login_page(request))
+    response = problem(401, "login-required", _("Log in first."), login_url=url)
+    # RFC 9110, section 15.5.2, wants a challenge, and no scheme for sessions is registered.
+    # Browsers ignore a scheme that they do not know.
+    response["WWW-Authenticate"] = "Session"
+    return response
 
 
 def _notice_of(error: EverifinError) -> str:

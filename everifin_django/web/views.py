@@ -17,7 +17,14 @@ from django.contrib import auth, messages
 from django.contrib.auth.decorators import login_not_required, login_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.handlers.asgi import ASGIRequest
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseRedirect,
+    JsonResponse,
+    QueryDict,
+)
 from django.shortcuts import render, resolve_url
 from django.urls import get_script_prefix, reverse
 from django.utils.decorators import method_decorator
@@ -50,12 +57,13 @@ from everifin_django.exceptions import (
     RefusedError,
     UnavailableError,
 )
+from everifin_django.http.strict_json import strict_json
 from everifin_django.models import outside_transactions
 from everifin_django.oauth import endpoints
 from everifin_django.oauth.oidc import authorization_request
 from everifin_django.secret import Secret
 from everifin_django.web import access, backchannel_logout, browser_session, login_flow, notices
-from everifin_django.web.login_flow import Flow, FlowKind
+from everifin_django.web.login_flow import Flow, FlowKind, ReturnRedirect
 from everifin_django.web.notices import Notice
 from everifin_django.web.outcomes import FlowState, LoggedIn, Step, outcome_of
 from everifin_django.web.responses import (
@@ -63,6 +71,8 @@ from everifin_django.web.responses import (
     Action,
     error_page,
     leave_for,
+    log_in_first,
+    prefers_json,
     start_again,
     unavailable,
 )
@@ -142,7 +152,10 @@ def auth_view(view: type[View]) -> Any:
 
 
 class StartView(View):
-    """A page with one button on GET; on POST, a redirect to Everifin."""
+    """
+    A page with one button on GET; on POST, a redirect to Everifin. For a front end that prefers
+    JSON, the POST answers where to send the browser: ``{"authorize_url": ...}``.
+    """
 
     http_method_names = ["get", "head", "post", "options"]
     kind: FlowKind
@@ -164,13 +177,16 @@ class StartView(View):
             user_pk=_user_pk(request),
             issuer=conf.issuer,
             redirect_uri=redirect_uri,
-            next_url=login_flow.safe_next(request, request.POST.get("next", "")),
+            next_url=login_flow.safe_next(request, _next_in(request)),
             host=request.get_host(),
             nonce=begun.nonce,
             code_verifier=begun.code_verifier,
             asked=login_flow.asked_by(params),
         )
-        response = leave_for(request, begun.url)
+        if prefers_json(request):
+            response: HttpResponse = JsonResponse({"authorize_url": begun.url})
+        else:
+            response = leave_for(request, begun.url)
         login_flow.begin(request, response, begun.state, flow)
         return response
 
@@ -185,8 +201,8 @@ class LoginView(StartView):
         if login_backend() is None:
             raise Http404
         if request.user.is_authenticated:
-            asked_for = request.POST.get("next") or request.GET.get("next")
-            return HttpResponseRedirect(login_flow.next_or_default(request, asked_for))
+            asked_for = _next_in(request) or request.GET.get("next")
+            return _logged_in_already(request, asked_for)
         return super().dispatch(request, *args, **kwargs)
 
 
@@ -198,6 +214,8 @@ class ConnectView(StartView):
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         if not request.user.is_authenticated:
+            if prefers_json(request):
+                return log_in_first(request)
             return redirect_to_login(request.get_full_path())
         if (refusal := access.refusal(request, "connect")) is not None:
             return refusal
@@ -262,7 +280,7 @@ class CallbackView(View):
     def _lead_on(self, request: HttpRequest, flow: Flow) -> HttpResponse:
         """Another answer was quicker: nothing is left to do but to show the page."""
         login_flow.leave_session_alone(request)
-        return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
+        return ReturnRedirect(login_flow.next_or_default(request, flow.next_url))
 
     def _tell(self, request: HttpRequest, flow: Flow, notice: str) -> HttpResponse:
         """
@@ -331,7 +349,7 @@ class CallbackView(View):
                 auth.logout(request)
                 raise LoginError("logged_out_meanwhile")
         _say(request, flow.kind)
-        return HttpResponseRedirect(login_flow.next_or_default(request, flow.next_url))
+        return ReturnRedirect(login_flow.next_or_default(request, flow.next_url))
 
     def _store(self, request: HttpRequest, flow: Flow, grant: Grant) -> Any:
         """Return the user who has the grant from now on."""
@@ -455,9 +473,7 @@ class DisconnectView(View):
                 return cast("HttpResponse", refusal)
             grants.disconnect(request.user, "disconnected")
             _say(request, "disconnect")
-        return HttpResponseRedirect(
-            login_flow.next_or_default(request, request.POST.get("next", ""))
-        )
+        return ReturnRedirect(login_flow.next_or_default(request, request.POST.get("next", "")))
 
 
 @method_decorator(login_required, name="dispatch")
@@ -514,6 +530,24 @@ def take_query(request: HttpRequest) -> QueryDict:
     if isinstance(request, ASGIRequest):
         cast("dict[str, Any]", request.scope)["query_string"] = b""
     return query
+
+
+def _next_in(request: HttpRequest) -> Any:
+    """What a form or a JSON object names as ``next``."""
+    if request.content_type != "application/json":
+        return request.POST.get("next", "")
+    try:
+        given = strict_json(request.body)
+    except ValueError:
+        return ""
+    return given.get("next", "") if isinstance(given, dict) else ""
+
+
+def _logged_in_already(request: HttpRequest, asked_for: Any) -> HttpResponse:
+    next_url = login_flow.next_or_default(request, asked_for)
+    if prefers_json(request):
+        return JsonResponse({"authorize_url": next_url})
+    return ReturnRedirect(next_url)
 
 
 def _user_pk(request: HttpRequest) -> str:
@@ -577,9 +611,9 @@ def _is_own_logout(request: HttpRequest, flow: Flow) -> bool:
     return is_current and login_flow.is_of_this_browser(request, flow)
 
 
-def _after_logout(next_url: str) -> HttpResponseRedirect:
+def _after_logout(next_url: str) -> HttpResponse:
     home = settings.LOGOUT_REDIRECT_URL or get_script_prefix()
-    return HttpResponseRedirect(next_url or resolve_url(home))
+    return ReturnRedirect(next_url or resolve_url(home))
 
 
 def _start_page(flow: Flow, notice: str = "") -> str:

@@ -8,15 +8,22 @@ from pathlib import Path
 
 from django.conf import settings
 from django.contrib.auth import get_user_model, login
-from django.http import FileResponse, HttpRequest, HttpResponse
+from django.http import FileResponse, HttpRequest, HttpResponse, JsonResponse
+from django.middleware.csrf import get_token
 from django.shortcuts import redirect
 from django.template import engines
 from django.urls import include, path
+
+from everifin_django.decorators import everifin_required
+from everifin_django.request import EverifinRequest
 
 STRICT = (
     "default-src 'self'; img-src 'self' data:; form-action 'self'; base-uri 'none'; "
     "object-src 'none'; frame-ancestors 'none'"
 )
+FRONT_END = "BROWSER_TEST_FRONT_END"
+"""The origin of the front end that the site serves."""
+
 LIBRARY = "BROWSER_TEST_LIBRARY"
 """The file of the JavaScript library that ``scripted`` uses."""
 
@@ -64,6 +71,33 @@ def redirecting(request: HttpRequest) -> HttpResponse:
     return HttpResponse(engines["django"].from_string(form).render({}, request))
 
 
+def cross_origin(
+    get_response: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
+    """What django-cors-headers does for a front end of another origin."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        is_preflight = request.method == "OPTIONS" and "Origin" in request.headers
+        response = HttpResponse() if is_preflight else get_response(request)
+        origin = request.headers.get("Origin")
+        if origin is not None and origin == os.environ.get(FRONT_END):
+            response["Access-Control-Allow-Origin"] = origin
+            response["Access-Control-Allow-Credentials"] = "true"
+            response["Access-Control-Allow-Headers"] = "accept, content-type, x-csrftoken"
+        return response
+
+    return middleware
+
+
+def csrf(request: HttpRequest) -> JsonResponse:
+    return JsonResponse({"token": get_token(request)})
+
+
+@everifin_required(scopes={"ais"})
+def accounts(request: EverifinRequest) -> JsonResponse:
+    return JsonResponse({"accounts": [account.iban for account in request.everifin.accounts()]})
+
+
 def library(request: HttpRequest) -> FileResponse:
     return FileResponse(Path(os.environ[LIBRARY]).open("rb"), content_type="text/javascript")
 
@@ -79,6 +113,8 @@ urlpatterns = [
     path("scripted/", scripted),
     path("redirecting/", redirecting),
     path("library.js", library),
+    path("csrf/", csrf),
+    path("api/accounts/", accounts),
     path("log-in-as/<str:name>/", log_in_as),
     path("", include("example_project.urls")),
 ]
