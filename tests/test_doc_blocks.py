@@ -3,7 +3,7 @@ Every code block of README and the guide works: settings are checked, modules im
 rendered, commands known, and views called by GET and POST, twice, with an outage in between.
 
 The tutorial is followed by ``test_tutorial``, and the site of the testing page by
-``test_testing_page``.
+``test_testing_page``; the jobs page is a project of ``test_projects``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ from everifin_django.testing.fake import fake_everifin
 from tests import settings as our_settings
 
 ROOT = Path(__file__).parent.parent
-PLAYED_ELSEWHERE = {"docs/tutorial/first-transactions.md", "docs/howto/testing.md"}
+PLAYED_ELSEWHERE = {
+    "docs/howto/jobs.md",
+    "docs/howto/testing.md",
+    "docs/tutorial/first-transactions.md",
+}
 FOLDERS = {"howto", "reference", "explanation"}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [

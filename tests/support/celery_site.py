@@ -1,7 +1,8 @@
 """
 A site's Celery application, for a worker: ``celery -A tests.support.celery_site worker``.
 
-BROKER_URL names the broker; SITE_SETTINGS has, as JSON, what differs from tests/settings.py.
+BROKER_URL and BACKEND_URL name the broker and where results go; SITE_SETTINGS has, as JSON, what
+differs from the settings.
 """
 
 from __future__ import annotations
@@ -16,6 +17,6 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
 for name, value in json.loads(os.environ["SITE_SETTINGS"]).items():
     setattr(settings, name, value)
 
-app = Celery("site", broker=os.environ["BROKER_URL"], backend=os.environ["BROKER_URL"])
+app = Celery("site", broker=os.environ["BROKER_URL"], backend=os.environ["BACKEND_URL"])
 app.conf.broker_connection_retry_on_startup = True
-app.autodiscover_tasks(["everifin_django"])
+app.autodiscover_tasks()
