@@ -1,5 +1,6 @@
 """Why can this customer not see their account? What the admin answers."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -339,7 +340,33 @@ class TestDisconnect:
         self.post(helper("disconnect_banktoken"), connection, confirmed="yes")
         assert BankToken.objects.disconnected().exists()
 
-    def test_a_list_of_any_length_is_not_ended_by_a_slip(self, admin_client, monkeypatch):
+    def test_a_whole_list_is_ended_by_its_filters(self, admin_client):
+        """However long: Django takes no more than a thousand fields."""
+        BankTokenFactory.create_batch(1200)
+        healthy = BankToken.objects.values_list("pk", flat=True)[0]
+        BankToken.objects.exclude(pk=healthy).update(failures=1)
+        where = f"{CONNECTIONS}?health=degraded"
+        data = {"action": "disconnect", "select_across": "1", "index": "0"}
+        data["_selected_action"] = str(BankToken.objects.exclude(pk=healthy)[0].pk)
+        page = admin_client.post(where, data).content.decode()
+        fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', page))
+        assert (fields["count"], fields["select_across"]) == ("1199", "1")
+        assert f'action="{where}"' in page
+        assert admin_client.post(where, fields).status_code == 302
+        assert BankToken.objects.disconnected().count() == 1199
+        assert BankToken.objects.get(pk=healthy).status == "active"
+
+    def test_a_list_that_has_grown_is_asked_about_again(self, admin_client):
+        connections = BankTokenFactory.create_batch(3)
+        data = {"select_across": "1", "confirmed": "yes"}
+        for count in ("2", "0", "-1", "x"):
+            answer = self.post(admin_client, connections[0], count=count, **data)
+            assert answer.status_code == 200
+            assert not BankToken.objects.disconnected().exists()
+        assert self.post(admin_client, connections[0], count="3", **data).status_code == 302
+        assert BankToken.objects.disconnected().count() == 3
+
+    def test_more_than_a_page_can_end_is_left_to_the_command(self, admin_client, monkeypatch):
         monkeypatch.setattr("everifin_django.admin.connections.MOST_DISCONNECTED", 2)
         connections = BankTokenFactory.create_batch(3)
         answer = self.post(admin_client, connections[0], select_across="1", confirmed="yes")

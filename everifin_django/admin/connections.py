@@ -44,7 +44,7 @@ from everifin_django.models import (
 
 Health = BankToken.Health
 CIPHERTEXTS = ("access_ciphertext", "refresh_ciphertext", "id_ciphertext")
-MOST_DISCONNECTED = 500
+MOST_DISCONNECTED = 10_000
 NAMES_SHOWN = 20
 LIST = "admin:everifin_django_banktoken_changelist"
 PAGE = "admin:everifin_django_banktoken_change"
@@ -311,7 +311,9 @@ class BankTokenAdmin(ReadOnlyAdmin):
                 messages.ERROR,
             )
             return None
-        if request.POST.get("confirmed") != "yes":
+        # A whole list may have grown since it was confirmed.
+        is_confirmed = request.POST.get("confirmed") == "yes"
+        if not is_confirmed or len(chosen) > _confirmed_count(request):
             return self._ask(request, live, chosen)
         return self._end(request, live, chosen)
 
@@ -320,7 +322,11 @@ class BankTokenAdmin(ReadOnlyAdmin):
             **self.admin_site.each_context(request),
             "title": _("Disconnect?"),
             "connections": live[:NAMES_SHOWN],
-            "chosen": chosen,
+            # Django takes a thousand fields; a whole list is named by its filters.
+            "chosen": chosen[:1] if request.POST.get("select_across") == "1" else chosen,
+            "is_whole_list": request.POST.get("select_across") == "1",
+            "count": len(chosen),
+            "here": request.get_full_path(),
             "more": max(0, len(chosen) - NAMES_SHOWN),
             "opts": self.opts,
             "list_url": reverse(LIST),
@@ -364,6 +370,13 @@ class BankTokenAdmin(ReadOnlyAdmin):
                 % {"count": waiting},
                 messages.INFO,
             )
+
+
+def _confirmed_count(request: HttpRequest) -> int:
+    """How many connections were named to whom confirmed; without a count, those that are sent."""
+    count = request.POST.get("count", "")
+    is_number = count.isascii() and count.isdecimal() and len(count) < 10
+    return int(count) if is_number else len(request.POST.getlist("_selected_action"))
 
 
 def sentence(state: Any, connect_url: str) -> str:

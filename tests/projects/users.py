@@ -123,7 +123,8 @@ class TestConnection:
         assert str(row.pk) in admin.get(CONNECTIONS, {"q": "ann"}).content.decode()
         assert str(row.pk) not in admin.get(CONNECTIONS, {"q": "nobody"}).content.decode()
         assert str(ann) in admin.get(f"{CONNECTIONS}{row.pk}/change/").content.decode()
-        admin.post(CONNECTIONS, {"action": "disconnect", "_selected_action": [row.pk]})
+        chosen = {"action": "disconnect", "_selected_action": [row.pk], "confirmed": "yes"}
+        admin.post(CONNECTIONS, chosen)
         assert revocation.revoke_due() == (1, 0)
         assert everifin.live_sessions() == 0
         assert user_of(browser) == ann
