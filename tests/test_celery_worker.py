@@ -47,8 +47,8 @@ def site(settings) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_worker_does_them(tmp_path, site, pool):
-    with redis(tmp_path) as broker, worker(pool, broker, broker, site) as app:
+def test_a_worker_does_them(site, pool):
+    with redis() as broker, worker(pool, broker, broker, site) as app:
         tasks = [app.send_task("everifin_django.tasks.refresh_due") for _ in range(4)]
         answers = [task.get(timeout=SECONDS) for task in tasks]
         assert sum(answer.get("refreshed", 0) for answer in answers) == 3

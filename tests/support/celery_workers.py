@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from celery import Celery
@@ -45,13 +46,14 @@ def wait_until(is_done: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def redis(folder: Path) -> Iterator[str]:
-    """Run Redis in *folder*, and give its URL."""
-    socket = folder / "redis"
-    options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
-    with running(str(REDIS), *options, "--loglevel", "warning"):
-        wait_until(socket.exists)
-        yield f"redis+socket://{socket}"
+def redis() -> Iterator[str]:
+    """Run Redis, and give its URL. Its folder has a short name: a socket's may have 107 bytes."""
+    with TemporaryDirectory(prefix="redis-", dir="/tmp") as folder:
+        socket = Path(folder) / "socket"
+        options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", folder]
+        with running(str(REDIS), *options, "--loglevel", "warning"):
+            wait_until(socket.exists)
+            yield f"redis+socket://{socket}"
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def site(settings, sandbox, tmp_path):
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_night(tmp_path, site, pool):
     ids = [str(pk) for pk in BankToken.objects.values_list("user_id", flat=True)]
-    with redis(tmp_path) as broker, worker(pool, broker, broker, site) as app:
+    with redis() as broker, worker(pool, broker, broker, site) as app:
         # Each twice, at the same time.
         sent = [app.send_task(f"{HERE}.tasks.download", [pk]) for pk in ids * 2]
         for task in sent:
