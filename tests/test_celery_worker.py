@@ -1,4 +1,4 @@
-"""The tasks in a real worker of Celery, behind a real broker: Redis."""
+"""The tasks in a real worker of Celery, behind real brokers: Redis and RabbitMQ."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from everifin_django.models import BankToken
 from everifin_django.testing.factories import UserFactory
 from everifin_django.testing.fake import FakeEverifin, as_in_settings
 from everifin_django.testing.sandbox.server import serve
-from tests.support.celery_workers import REDIS, SECONDS, redis, worker
+from tests.support.celery_workers import RABBITMQ, REDIS, SECONDS, rabbitmq, redis, worker
 
 pytestmark = [
     pytest.mark.exhaustive,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(REDIS is None, reason="apt-get install redis-server brings the broker"),
 ]
 
 
@@ -46,9 +45,30 @@ def site(settings) -> Iterator[dict[str, Any]]:
         assert sandbox.double_spends == 0
 
 
+@pytest.fixture
+def results() -> Iterator[str]:
+    """Where the results go: Redis."""
+    if REDIS is None:
+        pytest.skip("apt-get install redis-server brings it")
+    with redis() as url:
+        yield url
+
+
+@pytest.fixture
+def broker(request, results) -> Iterator[str]:
+    if request.param == "redis":
+        yield results
+    elif RABBITMQ is None:
+        pytest.skip("apt-get install rabbitmq-server brings the broker")
+    else:
+        with rabbitmq() as url:
+            yield url
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"], indirect=True)
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_worker_does_them(site, pool):
-    with redis() as broker, worker(pool, broker, broker, site) as app:
+def test_a_worker_does_them(broker, results, site, pool):
+    with worker(pool, broker, results, site) as app:
         tasks = [app.send_task("everifin_django.tasks.refresh_due") for _ in range(4)]
         answers = [task.get(timeout=SECONDS) for task in tasks]
         assert sum(answer.get("refreshed", 0) for answer in answers) == 3
