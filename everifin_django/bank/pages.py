@@ -86,18 +86,20 @@ class Rows(Iterator[R]):
     def __next__(self) -> R:
         return next(self._rows)
 
-    def __getitem__(self, where: slice) -> list[R]:
+    def __getitem__(self, where: Any) -> list[R]:
         """
         Return the rows of a slice. One request where it is a page of Everifin's; else all pages up
-        to its end.
+        to its end. Errors: TypeError for an index, ValueError for a negative one.
         """
+        if not isinstance(where, slice):
+            raise TypeError("Rows are read in order: use next(rows), a slice, or list(rows)[0].")
         start, stop = where.start or 0, where.stop
         size = self._page_size
         if size and stop is not None and start % size == 0 and 0 < stop - start <= size:
             page = self.page(start // size + 1)
             # A short page that is not the last has another size than was asked for.
             if len(page.rows) == size or page.is_end:
-                return page.rows[: stop - start]
+                return page.rows[: stop - start : where.step]
         return list(islice(Rows(self._fetch), start, stop, where.step))
 
     def page(self, number: int) -> Page[R]:

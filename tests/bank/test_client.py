@@ -739,6 +739,14 @@ class TestOpenedAtAPage:
         assert (paginator.count, everifin.calls["api"]) == (len(everything), 2)
         assert list(paginator.page(paginator.num_pages)) == everything[-(len(everything) % 20) :]
 
+    def test_a_slice_of_one_page_may_have_a_step(self, client, account_id):
+        everything = list(client.transactions(account_id))
+        assert client.transactions(account_id, page_size=20)[0:20:3] == everything[0:20:3]
+
+    def test_a_row_by_its_number_is_an_error_that_names_what_works(self, client):
+        with pytest.raises(TypeError, match=r"list\(rows\)\[0\]"):
+            client.accounts()[0]
+
     @pytest.mark.parametrize("odd", ["capped_pages", "no_pagination", "no_pagination capped_pages"])
     def test_it_shows_the_same_where_less_is_told(self, client, account_id, everifin, odd):
         accounts = list(client.accounts())
