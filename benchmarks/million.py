@@ -1,8 +1,9 @@
 """
 A database of 1,000,000 connections, and what running the site costs in it:
 ``python -m benchmarks.million``. How long it takes to find the next 1,000 due ones, the first page
-of ``everifin_refresh``, ``everifin_status``, and ``everifin_disconnect --all``: until no connection
-can be used, and until all tokens are in the outbox.
+of ``everifin_refresh``, ``everifin_status``, the admin's list and its search, and
+``everifin_disconnect --all``: until no connection can be used, and until all tokens are in the
+outbox.
 
 PostgreSQL makes the rows itself, with everything but tokens that open: each ciphertext has the
 length and the form of one. Nine in ten are active, seven in ten have ``offline_access``, and for
@@ -32,7 +33,8 @@ ROUNDS = 21
 USERS = """
 INSERT INTO auth_user (id, password, is_superuser, username, first_name, last_name, email,
   is_staff, is_active, date_joined)
-SELECT i, '', false, 'user-' || i, '', '', '', false, true, now()
+SELECT i, '', false, 'user-' || i, 'First-' || i %% 1000, 'Last-' || i,
+  'mail-' || i || '@example.org', false, true, now()
 FROM generate_series(1, %(count)s) i
 """
 ROWS = """
@@ -40,8 +42,8 @@ INSERT INTO everifin_django_banktoken (id, user_id, issuer, subject, identity_di
   access_ciphertext, refresh_ciphertext, id_ciphertext, encrypted_for, scope, is_offline,
   issued_at, access_expires_at, refresh_expires_at, status, token_version, failures, last_error,
   end_reason, refreshed_at, rejected_at, retry_after, created_at, updated_at)
-SELECT gen_random_uuid(), i, 'https://idp.example/auth/realms/everifin_app', 'subject-' || i,
-  lpad(to_hex(i), 64, '0'), 'session-' || i,
+SELECT gen_random_uuid(), i, %(issuer)s, subject, pg_temp.digest(%(issuer)s, subject),
+  'session-' || i,
   CASE WHEN is_live THEN token(i, 7) ELSE '' END, CASE WHEN is_live THEN token(i, 11) ELSE '' END,
   CASE WHEN is_live THEN token(i, 13) ELSE '' END, CASE WHEN is_live THEN i::text ELSE '' END,
   CASE WHEN is_offline THEN 'openid ais offline_access' ELSE 'openid ais' END, is_offline,
@@ -53,7 +55,8 @@ SELECT gen_random_uuid(), i, 'https://idp.example/auth/realms/everifin_app', 'su
   CASE WHEN state = 'disconnected' THEN 'disconnected' ELSE '' END,
   issued, NULL, NULL, issued, issued
 FROM (
-  SELECT i, state, state = 'active' AS is_active, state <> 'disconnected' AS is_live,
+  SELECT i, 'subject-' || i AS subject, state, state = 'active' AS is_active,
+    state <> 'disconnected' AS is_live,
     i %% 10 < 7 AS is_offline, now() - random() * interval '31 days' AS issued
   FROM (
     SELECT i, CASE WHEN i %% 20 = 3 THEN 'needs_reconnect' WHEN i %% 20 = 17 THEN 'disconnected'
@@ -61,6 +64,13 @@ FROM (
     FROM generate_series(1, %(count)s) i
   ) numbers
 ) rows
+"""
+# ``Identity.digest``
+DIGEST = """
+CREATE FUNCTION pg_temp.digest(issuer text, subject text) RETURNS text IMMUTABLE LANGUAGE sql AS $$
+  SELECT encode(sha256(
+    int4send(octet_length(issuer)) || convert_to(issuer, 'UTF8') ||
+    int4send(octet_length(subject)) || convert_to(subject, 'UTF8')), 'hex') $$
 """
 # A piece of the filler: each differs from the next. Bytes, because a piece of a string is found by
 # counting its characters.
@@ -84,6 +94,7 @@ def main() -> None:
     with million(options.connections, token_characters=options.token_characters):
         measure_due()
         measure_status()
+        measure_admin(options.connections)
         measure_kill_switch(options.workers)
 
 
@@ -105,6 +116,7 @@ def million(
 def build(count: int, token_characters: int) -> None:
     from django.db import connection
 
+    from everifin_django.conf import conf
     from everifin_django.encryption import FORMAT, active_key
 
     start = f"{FORMAT}.{active_key().key_id}."
@@ -116,8 +128,10 @@ def build(count: int, token_characters: int) -> None:
         cursor.execute(
             CIPHERTEXT.format(start=start, filler=filler, offsets=FILLER_BYTES, length=length)
         )
+        cursor.execute(DIGEST)
         cursor.execute(USERS, {"count": count})
-        cursor.execute(ROWS.replace("token(", "pg_temp.token("), {"count": count})
+        rows: dict[str, Any] = {"count": count, "issuer": conf.issuer}
+        cursor.execute(ROWS.replace("token(", "pg_temp.token("), rows)
         cursor.execute("SELECT setval('auth_user_id_seq', %s)", [count])
         for statement in indexes:
             cursor.execute(statement)
@@ -178,6 +192,56 @@ def measure_status() -> None:
         seconds.append(time.perf_counter() - start)
     middle, worst = statistics.median(seconds), max(seconds)
     print(f"everifin_status: median {middle:.2f} s, slowest {worst:.2f} s", flush=True)
+
+
+def measure_admin(count: int) -> None:
+    """The list that support opens first, and what they search it for."""
+    from django.contrib.auth import get_user_model
+    from django.test import Client, override_settings
+
+    staff = get_user_model().objects.create_superuser("staff")
+    client, middle = Client(), count // 2
+    client.force_login(staff)
+    searches = {
+        "user name": f"user-{middle}",
+        "beginning of many user names": "user-",
+        "email": f"mail-{middle}@example.org",
+        "last name": f"Last-{middle}",
+        "full name": f"First-{middle % 1000} Last-{middle}",
+        "subject": f"subject-{middle}",
+        "nobody": "nobody",
+    }
+    with override_settings(ALLOWED_HOSTS=["*"]):
+        _measure_list(client, "first page", {})
+        _measure_list(client, "page 20", {"p": "20"})
+        for health in ("needs_reconnect", "degraded", "expiring", "active", "disconnected"):
+            _measure_list(client, f"filter {health}", {"health": health})
+        for name, term in searches.items():
+            _measure_list(client, f"search by {name}", {"q": term})
+
+
+def _measure_list(client: Any, name: str, query: dict[str, str]) -> None:
+    from django.db import connection
+
+    url, seconds, queries = "/admin/everifin_django/banktoken/", [], []
+
+    def count(execute: Any, sql: str, *more: Any) -> Any:
+        queries.append(sql)
+        return execute(sql, *more)
+
+    with connection.execute_wrapper(count):
+        answer: Any = client.get(url, query)
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        client.get(url, query)
+        seconds.append(time.perf_counter() - start)
+    middle, worst = statistics.median(seconds) * 1000, max(seconds) * 1000
+    found = len(answer.context_data["cl"].result_list)
+    print(
+        f"admin, {name}: {found} rows, {len(queries)} queries, median {middle:.0f} ms, "
+        f"slowest {worst:.0f} ms",
+        flush=True,
+    )
 
 
 def measure_kill_switch(workers: int) -> None:
