@@ -18,7 +18,7 @@ PROJECTS = {
     "bare": ["projects/users.py", "projects/bare/tests.py"],
     "tenants": ["projects/tenants/tests.py"],
     "social_auth": ["projects/social_auth/tests.py"],
-    "jobs": ["projects/jobs/tests.py", "projects/jobs/test_worker.py"],
+    "jobs": ["projects/jobs/tests.py", "projects/jobs/worker_tests.py"],
     "allauth": ["test_beside.py", "projects/allauth/tests.py"],
 }
 QUICK = {"bare", "uuid_key", "tenants"}
